@@ -1,0 +1,62 @@
+# bash completion for vmlockctl                                            -*- shell-script -*-
+
+_vmlockctl_options() {
+    local common="--run-dir --json --debug --quiet --help"
+    case $1 in
+        init-lockspace) echo "--name --host-id --host-name --io-timeout --sector-size --align --owner --group --mode --force $common" ;;
+        add-host)       echo "--host-id --host-name --io-timeout --foreground $common" ;;
+        remove-host)    echo "$common" ;;
+        acquire)        echo "--lockspace --pid --shared --wait --vm --lver --allow-alias $common" ;;
+        release)        echo "--lockspace --pid $common" ;;
+        run)            echo "--lockspace --disk --wait --conflict-exit-code --no-auto-disks --allow-alias $common" ;;
+        status)         echo "--lockspace --watch --observe --require-level $common" ;;
+        dump-leases)    echo "--all-blocks $common" ;;
+        check-orphans)  echo "--lockspace --fix --dry-run --yes --observe $common" ;;
+        *)              echo "$common" ;;
+    esac
+}
+
+_vmlockctl() {
+    local commands="init-lockspace add-host remove-host acquire release run status dump-leases check-orphans daemon selftest"
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command="" index
+    COMPREPLY=()
+
+    for ((index = 1; index < COMP_CWORD; index++)); do
+        case ${COMP_WORDS[index]} in
+            --run-dir | --lockspace | -L) ((index++)) ;;
+            -*) ;;
+            *)
+                command=${COMP_WORDS[index]}
+                break
+                ;;
+        esac
+    done
+    # After "run ... --" stands somebody else's command line.
+    if [[ $command == run ]]; then
+        for ((index++; index < COMP_CWORD; index++)); do
+            if [[ ${COMP_WORDS[index]} == -- ]]; then
+                declare -F _command_offset >/dev/null && _command_offset $((index + 1))
+                return
+            fi
+        done
+    fi
+
+    case $previous in
+        --run-dir) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
+        --pid) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$current") && return ;;
+        --owner) mapfile -t COMPREPLY < <(compgen -u -- "$current") && return ;;
+        --group) mapfile -t COMPREPLY < <(compgen -g -- "$current") && return ;;
+        --sector-size) mapfile -t COMPREPLY < <(compgen -W "512 4096" -- "$current") && return ;;
+        --align) mapfile -t COMPREPLY < <(compgen -W "1M 2M 4M 8M" -- "$current") && return ;;
+        --host-id) mapfile -t COMPREPLY < <(compgen -W "auto" -- "$current") && return ;;
+    esac
+    if [[ $current == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(_vmlockctl_options "$command")" -- "$current")
+    elif [[ -z $command ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$commands" -- "$current")
+    else
+        mapfile -t COMPREPLY < <(compgen -f -- "$current")
+    fi
+}
+
+complete -o filenames -F _vmlockctl vmlockctl
