@@ -1,0 +1,5 @@
+"""``python -m vmlockctl``."""
+
+from vmlockctl.cli.main import main
+
+main()
