@@ -1,0 +1,156 @@
+"""One ballot of Disk Paxos for one version of a lease (sanlock-format.md section 4.2).
+
+Gafni and Lamport, "Disk Paxos", Distributed Computing 16(1), 2003, with one disk: write one's own
+block, then read everybody's; twice, once for each phase. ``mbal``, ``bal`` and ``inp`` are the
+paper's; the proposed value is (owner host_id, its generation, a timestamp). One ballot decides one
+``lver``; hosts whose dblock carries another lver take no part in it.
+
+I/Os: w1 own dblock (phase 1), r2 all dblocks, w3 own dblock (phase 2), r4 all dblocks. If w3 or
+anything after it fails, other hosts may still commit our value (section 4.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Optional, Union
+
+from vmlockctl.errors import WrongDblock
+from vmlockctl.lease.steps import Area, Procedure, now, read_sectors, write_sectors
+from vmlockctl.lease.timeouts import read_timeout_seconds, write_timeout_seconds
+from vmlockctl.ondisk.dblock import (
+    NO_MODE,
+    USED_LEN,
+    Dblock,
+    ModeBlock,
+    own_sector,
+    verify_dblock,
+)
+
+_UNUSED = bytes(USED_LEN)
+
+
+class Proposer(NamedTuple):
+    """Who runs a ballot, where."""
+
+    area: Area
+    host_id: int
+    generation: int
+    io_timeout: int
+    num_hosts: int
+
+
+class Decided(NamedTuple):
+    """The ballot is decided: ``mine`` carries the value to commit, ours or another host's."""
+
+    mine: Dblock
+    shared: dict[int, int]  # host_id -> generation of every host that marks the lease shared
+
+
+class Aborted(NamedTuple):
+    """A larger ballot, or a newer lease version, was seen in ``offender``'s dblock."""
+
+    offender: int
+    dblock: Dblock
+    newer_lver: bool
+
+
+def dblocks_in(image: bytes, area: Area, num_hosts: int) -> Iterator[tuple[int, bytes]]:
+    """Every used host sector of an image that starts at sector 0, as (host_id, bytes)."""
+    size = area.geometry.sector_size
+    start = area.geometry.dblock_sector(1) * size
+    for host_id in range(1, num_hosts + 1):
+        used = image[start : start + USED_LEN]
+        if used != _UNUSED:
+            yield host_id, used
+        start += size
+
+
+def write_own(proposer: Proposer, dblock: Dblock, mode: ModeBlock, *, what: str) -> Procedure[None]:
+    """Write our own sector: the only way that a dblock or a mode block of ours is changed."""
+    geometry = proposer.area.geometry
+    yield from write_sectors(
+        proposer.area,
+        geometry.dblock_sector(proposer.host_id),
+        own_sector(dblock, mode, geometry.sector_size),
+        write_timeout_seconds(proposer.io_timeout),
+        what=what,
+    )
+
+
+def _read_dblocks(proposer: Proposer) -> Procedure[bytes]:
+    count = proposer.area.geometry.ballot_sectors(proposer.num_hosts)
+    return (yield from read_sectors(proposer.area, 0, count, read_timeout_seconds(proposer.io_timeout)))
+
+
+def _aborted_by(host_id: int, dblock: Dblock, lver: int, mbal: int) -> Optional[Aborted]:
+    if dblock.lver > lver:
+        return Aborted(host_id, dblock, newer_lver=True)
+    if dblock.lver == lver and dblock.mbal > mbal:
+        return Aborted(host_id, dblock, newer_lver=False)
+    return None
+
+
+def _intact(host_id: int, used: bytes) -> Optional[Dblock]:
+    """A damaged dblock takes no part in a ballot that has begun: its host cannot have written it."""
+    try:
+        return verify_dblock(used, host_id=host_id)
+    except WrongDblock:
+        return None
+
+
+def run_ballot(
+    proposer: Proposer, *, lver: int, mbal: int, mode: ModeBlock = NO_MODE
+) -> Procedure[Union[Decided, Aborted]]:
+    """Run both phases of ballot ``mbal`` for ``lver``; ``mode`` is kept in our sector meanwhile."""
+    mine = Dblock(mbal=mbal, lver=lver).sealed()
+    yield from write_own(proposer, mine, mode, what=f"ballot {mbal} phase 1 for lver {lver}")  # w1
+
+    image = yield from _read_dblocks(proposer)  # r2
+    shared = _shared_in(image, proposer)
+    best: Optional[Dblock] = None
+    for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts):
+        dblock = _intact(host_id, used)
+        if dblock is None:
+            continue
+        aborted = _aborted_by(host_id, dblock, lver, mbal)
+        if aborted:
+            return aborted
+        if dblock.lver < lver or dblock.inp == 0 or dblock.bal == 0:
+            continue
+        if best is None or dblock.bal > best.bal:
+            best = dblock
+
+    if best is None:
+        value = (proposer.host_id, proposer.generation, (yield from now()))
+    else:
+        value = (best.inp, best.inp2, best.inp3)
+    mine = Dblock(mbal, mbal, *value, lver=lver).sealed()
+    yield from write_own(proposer, mine, mode, what=f"ballot {mbal} phase 2 for lver {lver}")  # w3
+
+    image = yield from _read_dblocks(proposer)  # r4
+    for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts):
+        dblock = _intact(host_id, used)
+        aborted = dblock and _aborted_by(host_id, dblock, lver, mbal)
+        if aborted:
+            return aborted
+    return Decided(mine, shared)
+
+
+def _shared_in(image: bytes, proposer: Proposer) -> dict[int, int]:
+    modes = (
+        (host_id, ModeBlock.from_bytes(used))
+        for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts)
+    )
+    return {host_id: mode.generation for host_id, mode in modes if mode.is_shared}
+
+
+def read_shared_holders(proposer: Proposer) -> Procedure[dict[int, int]]:
+    """host_id -> generation of every host that marks the lease shared."""
+    return _shared_in((yield from _read_dblocks(proposer)), proposer)
+
+
+def first_mbal(highest: int, host_id: int, max_hosts: int) -> int:
+    """A ballot number above every one that is there, unique to this host (congruent to its id)."""
+    if highest == 0:
+        return host_id
+    return highest - highest % max_hosts + max_hosts + host_id

@@ -1,0 +1,589 @@
+"""The paxos lease: exclusive and shared ownership of a resource (sanlock-format.md section 4).
+
+The leader decides: ``timestamp`` != 0 means owned by (owner_id, owner_generation). To acquire is to see
+that the owner is gone (``_wait_for_owner``), win the ballot for ``leader.lver + 1`` and commit the
+ballot's value, which may be another host's. A shared acquire takes the lease exclusively for a
+moment, marks its own mode block, and lets the leader go.
+
+Stricter than sanlock, as section 12 asks: the generation is compared as well as the id (12.2-e);
+retries are bounded and the dblock that causes them is named (12.2-j), before anything is written where that
+can be seen; a committed leader is read again before success is reported (a lost write is not a grant).
+
+I/Os of an exclusive acquire: r0 leader, r1 whole area, [owner wait], ballot w1 r2 w3 r4, w5 leader,
+r6 leader. Of a release: r1 own sector, w2 own sector (RELEASED), r3 leader, w4 leader. The order of a
+release matters: the RELEASED flag makes it survive a slow co-committer of the same ballot that
+writes the old result over our freed leader (12.1-5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Optional
+
+from vmlockctl.errors import (
+    LeaseHeld,
+    LeaseLost,
+    LverMoved,
+    OnDiskError,
+    RaceLost,
+    SharedLeaseHeld,
+    StorageError,
+    WrongDblock,
+)
+from vmlockctl.lease.ballot import (
+    Aborted,
+    Decided,
+    Proposer,
+    dblocks_in,
+    first_mbal,
+    read_shared_holders,
+    run_ballot,
+    write_own,
+)
+from vmlockctl.lease.delta import Lockspace, probe, read_record
+from vmlockctl.lease.liveness import (
+    NEVER_OBSERVED,
+    Observation,
+    shared_holder_is_alive,
+)
+from vmlockctl.lease.steps import (
+    Area,
+    Procedure,
+    now,
+    random_wait,
+    read_sectors,
+    wait,
+    write_sectors,
+)
+from vmlockctl.lease.timeouts import (
+    SHARED_RETRIES,
+    host_dead_seconds,
+    read_timeout_seconds,
+    sane_io_timeout,
+    write_timeout_seconds,
+)
+from vmlockctl.ondisk.dblock import (
+    FLAG_RELEASED,
+    NO_MODE,
+    Dblock,
+    ModeBlock,
+    verify_dblock,
+)
+from vmlockctl.ondisk.geometry import LEADER_SECTOR
+from vmlockctl.ondisk.leader import FLAG_SHORT_HOLD, Leader, verify_paxos
+from vmlockctl.text import safe
+
+# Rounds of "somebody's ballot is larger" or "is newer" before we give up. Each backs off for half a
+# second on average; honest contention among dozens of hosts ends in far fewer.
+BALLOT_RETRIES = 24
+# Looks at a dblock that is newer than the leader allows. A host between its ballot and its
+# leader write, or a torn read across the area, looks like that for an instant.
+NEWER_DBLOCK_LOOKS = 5
+
+
+class Claimant(NamedTuple):
+    """Who we are in the lockspace, and what we have seen of the others there."""
+
+    lockspace: Lockspace
+    host_id: int
+    generation: int
+    io_timeout: int
+    observations: Mapping[int, Observation]
+
+
+class Resource(NamedTuple):
+    """A resource by name and place; sizes come from its own leader."""
+
+    path: str
+    offset: int
+    name: str
+
+
+class Held(NamedTuple):
+    """A lease that we hold: the leader that grants it, and the mode."""
+
+    area: Area
+    leader: Leader
+    shared: bool
+
+
+class _Restart(Exception):
+    """The leader changed under us: begin again with what is there now."""
+
+
+def read_leader(claimant: Claimant, area: Area, resource: Resource) -> Procedure[Leader]:
+    data = yield from read_sectors(area, LEADER_SECTOR, 1, read_timeout_seconds(claimant.io_timeout))
+    return _verified(claimant, resource, data)
+
+
+def _verified(claimant: Claimant, resource: Resource, data: bytes) -> Leader:
+    try:
+        return verify_paxos(
+            data,
+            space_name=claimant.lockspace.space_name,
+            resource_name=resource.name,
+            host_id=claimant.host_id,
+        )
+    except OnDiskError as error:
+        raise error.at(resource.path, resource.offset) from None
+
+
+def locate(claimant: Claimant, resource: Resource) -> Procedure[tuple[Area, Leader]]:
+    """Read the leader of an area whose sizes are not known yet (r0)."""
+    head = yield from probe(resource.path, resource.offset, read_timeout_seconds(claimant.io_timeout))
+    leader = _verified(claimant, resource, head)
+    return Area(resource.path, resource.offset, leader.geometry), leader
+
+
+def acquire(
+    claimant: Claimant,
+    resource: Resource,
+    *,
+    shared: bool = False,
+    expect_lver: Optional[int] = None,
+    wait_for_dead_owner: bool = False,
+) -> Procedure[Held]:
+    """Acquire the lease, exclusively or shared.
+
+    ``expect_lver``: succeed only if the lease has had no holder since that version (4.10).
+    ``wait_for_dead_owner``: wait here until a silent owner may be taken for dead; without it the
+    answer is ``LeaseHeld`` at once, with ``takeover_in`` seconds in its details.
+    Raises ``ContentionError`` leaves, ``OnDiskError`` leaves with the place, and ``StorageError``
+    leaves: after one of those the outcome is unknown until ``retract`` succeeded.
+    """
+    for attempt in range(SHARED_RETRIES + 1):
+        try:
+            held = yield from _acquire_exclusive(claimant, resource, shared, expect_lver, wait_for_dead_owner)
+            break
+        except (LeaseHeld, RaceLost) as error:
+            passing = bool(error.details.get("short_hold"))
+            if not shared or not passing or attempt == SHARED_RETRIES:
+                raise
+        # The holder only passes through on its way to a shared lease of its own (12.1-16).
+        yield from random_wait("another host is just acquiring the lease shared")
+    if not shared:
+        return held
+
+    # Rewrite the dblock that won, so that no other structure in its sector is lost.
+    mine = yield from _read_own(claimant, held.area)
+    proposer = _proposer(claimant, held.area, held.leader)
+    yield from write_own(
+        proposer,
+        mine._replace(flags=mine.flags | FLAG_RELEASED),
+        ModeBlock.shared(claimant.generation),
+        what=f"share lver {held.leader.lver}",
+    )
+    yield from _free_leader(claimant, held.area, resource, lver=held.leader.lver)
+    return held._replace(shared=True)
+
+
+def _acquire_exclusive(
+    claimant: Claimant,
+    resource: Resource,
+    short_hold: bool,
+    expect_lver: Optional[int],
+    wait_for_dead_owner: bool,
+) -> Procedure[Held]:
+    area, _ = yield from locate(claimant, resource)  # r0
+    for _ in range(BALLOT_RETRIES):
+        try:
+            return (
+                yield from _acquire_once(
+                    claimant, area, resource, short_hold, expect_lver, wait_for_dead_owner
+                )
+            )
+        except _Restart:
+            continue
+    raise RaceLost(
+        f"the lease {safe(resource.name)} changed hands {BALLOT_RETRIES} times while we tried to acquire it"
+    )
+
+
+def _acquire_once(
+    claimant: Claimant,
+    area: Area,
+    resource: Resource,
+    short_hold: bool,
+    expect_lver: Optional[int],
+    wait_for_dead_owner: bool,
+) -> Procedure[Held]:
+    leader, highest = yield from _read_whole(claimant, area, resource)
+    if expect_lver is not None and leader.lver != expect_lver:
+        raise LverMoved(
+            f"{safe(resource.name)}: the lease was held since version {expect_lver}, "
+            f"found lver {leader.lver}, expected {expect_lver}",
+            hint="whoever held it may have written the disk; look before the VM is resumed",
+            details={"lver": leader.lver, "expected": expect_lver},
+        )
+    owned_by_us = leader.owner_id == claimant.host_id and leader.owner_generation <= claimant.generation
+    fresh = leader.is_free or owned_by_us
+    if not fresh:
+        yield from _wait_for_owner(claimant, area, resource, leader, wait_for_dead_owner)
+
+    lver = leader.lver + 1
+    mbal = first_mbal(highest, claimant.host_id, leader.max_hosts)
+    proposer = _proposer(claimant, area, leader)
+    for _ in range(BALLOT_RETRIES):
+        seen = leader if fresh else (yield from read_leader(claimant, area, resource))
+        fresh = False
+        if seen.lver == lver and not seen.is_free:
+            # Somebody finished this ballot; perhaps for us.
+            if seen.owner != (claimant.host_id, claimant.generation):
+                raise _race_lost(resource, seen)
+            committed, shared = seen, (yield from read_shared_holders(proposer))
+            break
+        if seen != leader:
+            raise _Restart
+        result = yield from run_ballot(proposer, lver=lver, mbal=mbal)
+        if isinstance(result, Decided):
+            committed = yield from _commit(claimant, area, resource, leader, result, short_hold)
+            shared = result.shared
+            break
+        aborted = result
+        yield from random_wait("another host is in the same ballot")
+        mbal += leader.max_hosts
+    else:
+        raise _stuck(area, aborted)
+    if not short_hold:
+        yield from _settle_shared_holders(claimant, area, resource, committed, shared)
+    return Held(area, committed, shared=False)
+
+
+def _read_whole(claimant: Claimant, area: Area, resource: Resource) -> Procedure[tuple[Leader, int]]:
+    """Read the leader and all dblocks (r1); return the leader and the highest mbal.
+
+    A dblock that is newer than the leader's next version can only be a host between two
+    writes, or damage that would keep every host in endless retries (12.2-j): we look again, and name it.
+    """
+    for _ in range(NEWER_DBLOCK_LOOKS):
+        image = yield from read_sectors(
+            area, LEADER_SECTOR, area.geometry.sectors, read_timeout_seconds(claimant.io_timeout)
+        )
+        leader = _verified(claimant, resource, image[: area.geometry.sector_size])
+        highest, newer = 0, None
+        for host_id, used in dblocks_in(image, area, leader.num_hosts):
+            place = area.byte_offset(area.geometry.dblock_sector(host_id))
+            try:
+                dblock = verify_dblock(used, host_id=host_id)
+            except WrongDblock as error:
+                raise error.at(area.path, place) from None
+            highest = max(highest, dblock.mbal)
+            if dblock.lver > leader.lver + 1:
+                newer = (host_id, dblock, place)
+        if newer is None:
+            return leader, highest
+        yield from random_wait("a dblock is newer than the leader; looking again")
+    assert newer is not None
+    host_id, dblock, place = newer
+    raise WrongDblock(
+        f"the dblock of host id {host_id} has an absurd lver",
+        found=dblock.lver,
+        expected=f"at most {leader.lver + 1}",
+    ).at(area.path, place)
+
+
+def _commit(
+    claimant: Claimant,
+    area: Area,
+    resource: Resource,
+    leader: Leader,
+    decided: Decided,
+    short_hold: bool,
+) -> Procedure[Leader]:
+    """Write the ballot's value into the leader; return it if the value is ours."""
+    mine = decided.mine
+    ours = (mine.inp, mine.inp2) == (claimant.host_id, claimant.generation)
+    flags = leader.flags
+    if ours:
+        flags = flags | FLAG_SHORT_HOLD if short_hold else flags & ~FLAG_SHORT_HOLD
+    committed = leader._replace(
+        lver=mine.lver,
+        flags=flags,
+        owner_id=mine.inp,
+        owner_generation=mine.inp2,
+        timestamp=mine.inp3,
+        write_id=claimant.host_id,
+        write_generation=claimant.generation,
+        write_timestamp=(yield from now()),
+    ).sealed()
+    yield from _write_leader(
+        claimant, area, committed, what=f"commit lver {mine.lver} owner {mine.inp}:{mine.inp2}"
+    )  # w5
+    if mine.inp == claimant.host_id and not ours:
+        raise _Restart  # an older generation of ours, carried on by another host's dblock (12.2-e)
+    if not ours:
+        raise _race_lost(resource, committed)
+    stored = yield from read_leader(claimant, area, resource)  # r6
+    if stored.lver != committed.lver or stored.owner != committed.owner or stored.is_free:
+        raise StorageError(
+            f"{area.path}:{area.offset}: the leader that was just written is not there, found "
+            f"lver {stored.lver} owner {stored.owner_id}:{stored.owner_generation}, expected "
+            f"lver {committed.lver} owner {committed.owner_id}:{committed.owner_generation}",
+            hint="the storage lost a write, or another program writes this area outside the protocol",
+        )
+    return stored
+
+
+def _settle_shared_holders(
+    claimant: Claimant, area: Area, resource: Resource, leader: Leader, shared: Mapping[int, int]
+) -> Procedure[None]:
+    """After winning: respect live shared holders, erase dead ones (section 4.6)."""
+    live: dict[int, int] = {}
+    for host_id in sorted(shared):
+        if host_id == claimant.host_id:
+            continue
+        sector = area.geometry.dblock_sector(host_id)
+        data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
+        mode = ModeBlock.from_bytes(data)
+        if not mode.is_shared:
+            continue  # released since the ballot read it (12.1-9)
+        row = claimant.observations.get(host_id, NEVER_OBSERVED)
+        if shared_holder_is_alive(
+            row, mode.generation, (yield from now()), own_io_timeout=claimant.io_timeout
+        ):
+            live[host_id] = mode.generation
+            continue
+        yield from write_sectors(
+            area,
+            sector,
+            bytes(area.geometry.sector_size),
+            write_timeout_seconds(claimant.io_timeout),
+            what=f"clear the shared mark of dead host id {host_id} generation {mode.generation}",
+        )
+    if live:
+        yield from release(claimant, resource, lver=leader.lver)
+        holders = [
+            {
+                "host_id": host_id,
+                "generation": generation,
+                "host_name": claimant.observations.get(host_id, NEVER_OBSERVED).host_name,
+            }
+            for host_id, generation in live.items()
+        ]
+        raise SharedLeaseHeld(
+            f"the lease {safe(resource.name)} is held shared by live hosts",
+            details={"owners": holders, "state": "live", "mode": "shared"},
+        )
+
+
+def _wait_for_owner(
+    claimant: Claimant, area: Area, resource: Resource, leader: Leader, wait_for_dead_owner: bool
+) -> Procedure[None]:
+    """Return when the owner is gone for certain; the caller reads the leader again (section 4.3)."""
+    row = claimant.observations.get(leader.owner_id, NEVER_OBSERVED)
+    own_timeout = claimant.io_timeout
+    if row.last_check and row.last_live and row[:2] == leader.owner:
+        unchanged_since, seen = row.last_live, row.timestamp
+    else:
+        row, unchanged_since, seen = NEVER_OBSERVED, float((yield from now())), 0
+    while True:
+        record = yield from read_record(claimant.lockspace, leader.owner_id, own_timeout)
+        owner_timeout = sane_io_timeout(record.io_timeout, own_timeout)
+        if record.is_free:
+            return  # the owner left, or its id was re-acquired and given back
+        if record.owner_id != leader.owner_id or record.owner_generation > leader.owner_generation:
+            return  # the owner joined again later
+        remaining = host_dead_seconds(owner_timeout) - ((yield from now()) - unchanged_since)
+        details = {
+            "owners": [
+                {
+                    "host_id": leader.owner_id,
+                    "generation": leader.owner_generation,
+                    "host_name": record.resource,
+                    "io_timeout": owner_timeout,
+                }
+            ],
+            "lver": leader.lver,
+            "mode": "exclusive",
+            "state": "unknown",
+            "short_hold": bool(leader.flags & FLAG_SHORT_HOLD),
+        }
+        alive = seen != 0 and (
+            record.timestamp != seen or (row.last_live != 0 and row.last_check == row.last_live)
+        )
+        if alive:
+            if leader.write_id != leader.owner_id and (yield from _owner_released(claimant, area, leader)):
+                return  # its release was overwritten by a co-committer
+            raise LeaseHeld(
+                f"the lease {safe(resource.name)} is held by host {safe(record.resource)!r}",
+                details={**details, "state": "live"},
+            )
+        if seen and remaining < 0:
+            return
+        if not wait_for_dead_owner and seen:
+            raise LeaseHeld(
+                f"the lease {safe(resource.name)} is held by host {safe(record.resource)!r}, which is silent",
+                details={**details, "state": "fail", "takeover_in": max(0.0, remaining)},
+            )
+        if not wait_for_dead_owner:
+            raise LeaseHeld(
+                f"the lease {safe(resource.name)} is held by host {safe(record.resource)!r}",
+                details={**details, "takeover_in": max(0.0, remaining)},
+            )
+        seen = seen or record.timestamp
+        yield from wait(1, f"host {safe(record.resource)} is silent: waiting until it is certainly dead")
+        if (yield from read_leader(claimant, area, resource)) != leader:
+            raise _Restart
+
+
+def _owner_released(claimant: Claimant, area: Area, leader: Leader) -> Procedure[bool]:
+    sector = area.geometry.dblock_sector(leader.owner_id)
+    data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
+    dblock = Dblock.from_bytes(data)
+    # The flag alone: every ballot write clears it, so it speaks of the owner's last possession,
+    # also where a sanlock host blanked the rest of its dblock (12.2-f).
+    return dblock.is_released
+
+
+def release(claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False) -> Procedure[None]:
+    """Release a lease that we hold at version ``lver``. Raises ``LeaseLost`` if it is not ours."""
+    area, leader = yield from locate(claimant, resource)
+    yield from _mark_released(claimant, area, leader)
+    if not shared:
+        yield from _free_leader(claimant, area, resource, lver=lver)
+
+
+def retract(claimant: Claimant, resource: Resource) -> Procedure[None]:
+    """Give up whatever a half-made acquire or release of ours left on the disk (section 4.8).
+
+    Others may still commit our value afterwards; our RELEASED flag tells them that it is void.
+    """
+    area, leader = yield from locate(claimant, resource)
+    yield from _mark_released(claimant, area, leader)
+    leader = yield from read_leader(claimant, area, resource)
+    if leader.owner == (claimant.host_id, claimant.generation) and not leader.is_free:
+        yield from _free_leader(claimant, area, resource, lver=leader.lver)
+
+
+def _mark_released(claimant: Claimant, area: Area, leader: Leader) -> Procedure[None]:
+    """Write our own dblock again, unchanged but for RELEASED, and no mode (never zeros: 12.1-5)."""
+    sector = area.geometry.dblock_sector(claimant.host_id)
+    data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
+    try:
+        mine = verify_dblock(data, host_id=claimant.host_id)
+    except WrongDblock:
+        return  # damaged, so not ours to understand; the leader alone still frees the lease
+    if (mine.never_used or mine.is_released) and not ModeBlock.from_bytes(data).flags:
+        return
+    yield from write_own(
+        _proposer(claimant, area, leader),
+        mine._replace(flags=mine.flags | FLAG_RELEASED),
+        NO_MODE,
+        what=f"release lver {mine.lver}",
+    )
+
+
+def _free_leader(claimant: Claimant, area: Area, resource: Resource, *, lver: int) -> Procedure[None]:
+    leader = yield from read_leader(claimant, area, resource)
+    if leader.owner == (claimant.host_id, claimant.generation) and leader.write_id != claimant.host_id:
+        # Another host wrote the leader that names us: to write could overwrite a newer one. Our
+        # RELEASED flag says the rest (section 4.4).
+        return
+    if leader.lver != lver or leader.owner != (claimant.host_id, claimant.generation) or leader.is_free:
+        raise lost(area, leader, claimant, lver)
+    freed = leader._replace(
+        timestamp=0,
+        flags=leader.flags & ~FLAG_SHORT_HOLD,
+        write_id=claimant.host_id,
+        write_generation=claimant.generation,
+        write_timestamp=(yield from now()),
+    ).sealed()
+    yield from _write_leader(claimant, area, freed, what=f"free lver {lver}")
+
+
+def verify_held(
+    claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False
+) -> Procedure[None]:
+    """Look again, in every renewal cycle, whether a lease is still ours. Raises ``LeaseLost``.
+
+    sanlock never does; a host that was paused past its lease and resumed then writes beside its
+    successor for ever (faults.md finding 1).
+    """
+    area, leader = yield from locate(claimant, resource)
+    if not shared:
+        if leader.lver != lver or leader.owner != (claimant.host_id, claimant.generation) or leader.is_free:
+            raise lost(area, leader, claimant, lver)
+        return
+    sector = area.geometry.dblock_sector(claimant.host_id)
+    data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
+    mode = ModeBlock.from_bytes(data)
+    if not mode.is_shared or mode.generation != claimant.generation:
+        raise LeaseLost(
+            f"{area.path}:{area.byte_offset(sector)}: our shared mark is gone, "
+            f"found flags {mode.flags} generation {mode.generation}, "
+            f"expected shared generation {claimant.generation}"
+        )
+
+
+def names_us(claimant: Claimant, resource: Resource) -> Procedure[Optional[Leader]]:
+    """The leader, if it says that we hold the lease exclusively; else None."""
+    _, leader = yield from locate(claimant, resource)
+    ours = leader.owner == (claimant.host_id, claimant.generation) and not leader.is_free
+    return leader if ours else None
+
+
+def write_note(claimant: Claimant, area: Area, note: bytes) -> Procedure[None]:
+    """Write the owner note; advice for people, so a failure is no failure of the acquire."""
+    sector, _ = area.geometry.note_sectors()
+    yield from write_sectors(
+        area, sector, note, write_timeout_seconds(claimant.io_timeout), what="owner note"
+    )
+
+
+def read_note(area: Area, timeout_seconds: float) -> Procedure[bytes]:
+    sector, sector_count = area.geometry.note_sectors()
+    return (yield from read_sectors(area, sector, sector_count, timeout_seconds))
+
+
+def _read_own(claimant: Claimant, area: Area) -> Procedure[Dblock]:
+    sector = area.geometry.dblock_sector(claimant.host_id)
+    data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
+    try:
+        return verify_dblock(data, host_id=claimant.host_id)
+    except WrongDblock as error:
+        raise error.at(area.path, area.byte_offset(sector)) from None
+
+
+def _write_leader(claimant: Claimant, area: Area, leader: Leader, *, what: str) -> Procedure[None]:
+    yield from write_sectors(
+        area,
+        LEADER_SECTOR,
+        leader.sector(area.geometry.sector_size),
+        write_timeout_seconds(claimant.io_timeout),
+        what=what,
+    )
+
+
+def _proposer(claimant: Claimant, area: Area, leader: Leader) -> Proposer:
+    return Proposer(area, claimant.host_id, claimant.generation, claimant.io_timeout, leader.num_hosts)
+
+
+def lost(area: Area, leader: Leader, claimant: Claimant, lver: int) -> LeaseLost:
+    found = "free" if leader.is_free else f"owner {leader.owner_id}:{leader.owner_generation}"
+    return LeaseLost(
+        f"{area.path}:{area.offset}: the lease is no longer ours, found lver {leader.lver} {found}, "
+        f"expected lver {lver} owner {claimant.host_id}:{claimant.generation}",
+        details={"lver": leader.lver, "owner_id": leader.owner_id},
+    )
+
+
+def _race_lost(resource: Resource, leader: Leader) -> RaceLost:
+    return RaceLost(
+        f"host id {leader.owner_id} won the lease {safe(resource.name)} in the same moment",
+        details={
+            "owners": [{"host_id": leader.owner_id, "generation": leader.owner_generation}],
+            "lver": leader.lver,
+            "short_hold": bool(leader.flags & FLAG_SHORT_HOLD),
+        },
+    )
+
+
+def _stuck(area: Area, aborted: Aborted) -> RaceLost:
+    place = area.byte_offset(area.geometry.dblock_sector(aborted.offender))
+    kind = "newer lease version" if aborted.newer_lver else "larger ballot"
+    return RaceLost(
+        f"{area.path}:{place}: the dblock of host id {aborted.offender} kept a {kind} through "
+        f"{BALLOT_RETRIES} rounds (mbal {aborted.dblock.mbal}, lver {aborted.dblock.lver})",
+        hint="if that host is not acquiring this lease, its dblock is damaged: see 'dump-leases'",
+        details={"host_id": aborted.offender},
+    )
