@@ -1,0 +1,118 @@
+"""Direct I/O on regular files and block devices: aligned, exact, never cached.
+
+A cached read shows another host's write a minute late (faults.md finding 7), so there is no
+fallback to buffered I/O. Every function here may hang with the storage; ``worker.py`` runs them where
+that hurts nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+
+from vmlockctl.errors import (
+    CannotCreate,
+    NoDirectIo,
+    NoSuchArea,
+    OnDiskError,
+    StorageError,
+    StorageRefused,
+    TruncatedArea,
+    VmlockctlError,
+)
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def storage_error(error: OSError, path: str, doing: str) -> VmlockctlError:
+    """The condition that an OSError of the storage stands for."""
+    text = f"{path}: {doing}: {os.strerror(error.errno or errno.EIO)}"
+    if error.errno in _ABSENT:
+        return NoSuchArea(text, details={"path": path})
+    if error.errno in _REFUSED:
+        hint = "the file system is mounted read-only" if error.errno == errno.EROFS else None
+        return StorageRefused(
+            text, hint=hint or "run as the user that owns the leases", details={"path": path}
+        )
+    if error.errno in _FULL:
+        return CannotCreate(text, hint="make room on that file system", details={"path": path})
+    return StorageError(text, details={"path": path, "errno": error.errno})
+
+
+class Buffer:
+    """Page-aligned memory for one I/O at a time. It is never reused while a write may be in flight."""
+
+    def __init__(self, size: int) -> None:
+        self._map = mmap.mmap(-1, size)
+        self.size = size
+
+    def view(self, size: int) -> memoryview:
+        return memoryview(self._map)[:size]
+
+    def fill(self, data: bytes) -> None:
+        self._map[: len(data)] = data
+
+    def bytes(self, size: int) -> bytes:
+        return self._map[:size]
+
+
+def open_direct(path: str, *, writable: bool) -> int:
+    """Open a lease area for direct I/O; refuse what is neither a regular file nor a block device."""
+    flags = os.O_RDWR | os.O_SYNC if writable else os.O_RDONLY
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(path, flags | os.O_DIRECT)
+    except OSError as error:
+        if error.errno == errno.EISDIR:
+            raise OnDiskError(
+                f"{path}: is a directory", expected="a lease area (a file or a block device)"
+            ) from None
+        if error.errno == errno.EINVAL:
+            raise NoDirectIo(f"{path}: the storage does not support O_DIRECT") from None
+        raise storage_error(error, path, "cannot open") from None
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        os.close(fd)
+        raise OnDiskError(f"{path}: neither a regular file nor a block device") from None
+    return fd
+
+
+def read_exact(fd: int, path: str, offset: int, size: int, buffer: Buffer) -> bytes:
+    """Read exactly ``size`` bytes or raise."""
+    try:
+        count = os.preadv(fd, [buffer.view(size)], offset)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise NoDirectIo(f"{path}:{offset}: direct read of {size} bytes refused") from None
+        raise storage_error(error, f"{path}:{offset}", "cannot read") from None
+    if count != size:
+        raise TruncatedArea(
+            f"{path}:{offset}: the area is too short", found=f"{count} bytes", expected=f"{size} bytes"
+        )
+    return buffer.bytes(size)
+
+
+def write_exact(fd: int, path: str, offset: int, data: bytes, buffer: Buffer) -> None:
+    """Write exactly ``data``, on the storage when this returns (O_SYNC), or raise.
+
+    A write never makes a file longer: an area that was truncated under us is damage.
+    """
+    size = len(data)
+    buffer.fill(data)
+    try:
+        end = os.lseek(fd, 0, os.SEEK_END)
+        if end < offset + size:
+            raise TruncatedArea(
+                f"{path}:{offset}: the area is too short to write to",
+                found=f"{end} bytes",
+                expected=f"{offset + size} bytes",
+            )
+        count = os.pwritev(fd, [buffer.view(size)], offset)
+    except OSError as error:
+        raise storage_error(error, f"{path}:{offset}", "cannot write") from None
+    if count != size:
+        raise StorageError(f"{path}:{offset}: short write, found {count} bytes, expected {size}")

@@ -1,0 +1,147 @@
+"""Run the procedures of ``lease`` on real devices.
+
+Each step is performed with its deadline; what goes wrong is thrown into the procedure. Before every
+write the driver asks ``guard``, which raises when our host lease is no longer certain (design rule
+3), and after it tells ``on_write``, which logs the one line that every on-disk write leaves.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vmlockctl import clock
+from vmlockctl.lease.steps import Clock, Journal, Random, ReadSectors, Wait, WriteSector
+from vmlockctl.storage.device import open_direct, read_exact, write_exact
+from vmlockctl.storage.worker import Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Optional, TypeVar
+
+    from vmlockctl.lease.steps import Outcome, Procedure, Step
+    from vmlockctl.storage.device import Buffer
+
+    T = TypeVar("T")
+
+
+def _random_fraction() -> float:
+    return int.from_bytes(os.urandom(6), "big") / (1 << 48)
+
+
+class Driver:
+    """Performs steps. One driver serves one thread; its workers are shared with nobody."""
+
+    def __init__(
+        self,
+        *,
+        writable: bool = True,
+        guard: Optional[Callable[[], None]] = None,
+        journal: Optional[Callable[[bytes], None]] = None,
+        on_write: Optional[Callable[[WriteSector], None]] = None,
+        on_wait: Optional[Callable[[float, str], None]] = None,
+    ) -> None:
+        self.write_count = 0  # writes begun: tells a refusal before the first from one after it
+        self._writable = writable
+        self._guard = guard
+        self._journal = journal
+        self._on_write = on_write
+        self._on_wait = on_wait
+        self._workers: dict[str, Worker] = {}
+        self._descriptors: dict[str, int] = {}
+
+    def run(self, procedure: Procedure[T]) -> T:
+        """Run a procedure to its end and return its result; raise what it raises."""
+        try:
+            step = next(procedure)
+            while True:
+                try:
+                    outcome = self._perform(step)
+                except Exception as error:  # the procedure decides what an error means
+                    step = procedure.throw(error)
+                else:
+                    step = procedure.send(outcome)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            procedure.close()
+
+    def close(self) -> None:
+        """Let go of every descriptor; the next procedure opens by path again."""
+        for path, fd in self._descriptors.items():
+            if not self._workers[path].hangs:
+                os.close(fd)
+                self._workers[path].close()
+        self._workers = {path: worker for path, worker in self._workers.items() if worker.hangs}
+        self._descriptors = {path: fd for path, fd in self._descriptors.items() if path in self._workers}
+
+    def __enter__(self) -> Driver:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _perform(self, step: Step) -> Outcome:
+        if isinstance(step, ReadSectors):
+            return self._read(step)
+        if isinstance(step, WriteSector):
+            self._write(step)
+            return None
+        if isinstance(step, Wait):
+            if self._on_wait is not None:
+                self._on_wait(step.seconds, step.why)
+            else:
+                clock.sleep(step.seconds)
+            return None
+        if isinstance(step, Clock):
+            return clock.monotonic_seconds()
+        if isinstance(step, Random):
+            return _random_fraction()
+        assert isinstance(step, Journal)
+        if self._journal is not None:
+            self._journal(step.record)
+        return None
+
+    def _read(self, step: ReadSectors) -> bytes:
+        area = step.area
+        offset = area.byte_offset(step.sector)
+        size = step.sector_count * area.geometry.sector_size
+
+        def action(buffer: Buffer) -> bytes:
+            return read_exact(self._descriptor(area.path), area.path, offset, size, buffer)
+
+        return self._worker(area.path).call(
+            action, size, step.timeout_seconds, f"{area.path}:{offset}: read of {size} bytes"
+        )
+
+    def _write(self, step: WriteSector) -> None:
+        area = step.area
+        offset = area.byte_offset(step.sector)
+
+        def action(buffer: Buffer) -> None:
+            write_exact(self._descriptor(area.path), area.path, offset, step.data, buffer)
+
+        if self._guard is not None:
+            self._guard()
+        self.write_count += 1
+        try:
+            self._worker(area.path).call(
+                action, len(step.data), step.timeout_seconds, f"{area.path}:{offset}: write ({step.what})"
+            )
+        finally:
+            if self._on_write is not None:
+                self._on_write(step)
+
+    def _worker(self, path: str) -> Worker:
+        worker = self._workers.get(path)
+        if worker is None:
+            worker = self._workers[path] = Worker(path)
+        return worker
+
+    def _descriptor(self, path: str) -> int:
+        """Called in the worker's thread: even an open may hang."""
+        fd = self._descriptors.get(path)
+        if fd is None:
+            fd = self._descriptors[path] = open_direct(path, writable=self._writable)
+        return fd
