@@ -1,0 +1,1 @@
+"""What this machine knows: its processes, run directory, QEMU command lines and other lock managers."""
