@@ -1,0 +1,1 @@
+"""Renews host leases, watches claimed processes, stops them when a host lease is lost."""

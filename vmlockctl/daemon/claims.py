@@ -1,0 +1,116 @@
+"""Claims: this host's own records that a process uses a lease.
+
+One JSON file per resource, written before the disk is touched and removed after the lease is released,
+so that a command that dies half way leaves a claim whose lock is free, and the daemon settles it.
+
+    acquiring   a command is at the ballot
+    held        the lease is ours
+    releasing   a command or the daemon gives it back
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from vmlockctl.host.openers import Identity
+from vmlockctl.host.process import Process
+from vmlockctl.host.rundir import FileLock, read_json, remove, write_json
+from vmlockctl.lease.paxos import Resource
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
+
+ACQUIRING = "acquiring"
+HELD = "held"
+RELEASING = "releasing"
+
+EXCLUSIVE = "exclusive"
+SHARED = "shared"
+
+
+class Claim(NamedTuple):
+    """claims/RES.json. An exclusive claim has one process, unless its children took the disk over."""
+
+    resource: str
+    path: str
+    offset: int
+    disk: str
+    identity: Optional[Identity]  # of the disk: None when it had none (a lease without a disk)
+    mode: str
+    state: str
+    host_id: int
+    generation: int
+    lver: int
+    processes: tuple[Process, ...]
+    command: Optional[Process]  # who works on the lease: stopped with the VMs when the host lease is lost
+    vm: str = ""
+    uuid: str = ""
+    acquired_at: float = 0.0  # seconds since the epoch, for people
+
+    @property
+    def is_shared(self) -> bool:
+        return self.mode == SHARED
+
+    @property
+    def lease(self) -> Resource:
+        return Resource(self.path, self.offset, self.resource)
+
+
+class ClaimStore:
+    """The claims of one lockspace."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def lock(self, resource: str) -> FileLock:
+        """Whoever works on a lease holds this, in whichever process."""
+        return FileLock(os.path.join(self.path, f"{resource}.lock"))
+
+    def file(self, resource: str) -> str:
+        return os.path.join(self.path, f"{resource}.json")
+
+    def read(self, resource: str) -> Optional[Claim]:
+        record = read_json(self.file(resource))
+        return None if record is None else _claim_from(record)
+
+    def write(self, claim: Claim) -> None:
+        write_json(self.file(claim.resource), _claim_to(claim))
+
+    def remove(self, resource: str) -> None:
+        remove(self.file(resource))
+
+    def all(self) -> list[Claim]:
+        """Every claim, by resource name."""
+        try:
+            names = sorted(os.listdir(self.path))
+        except FileNotFoundError:
+            return []
+        claims = (self.read(name[:-5]) for name in names if name.endswith(".json"))
+        return [claim for claim in claims if claim is not None]
+
+    def version(self) -> int:
+        """Changes whenever a claim is written or removed."""
+        try:
+            return os.stat(self.path).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+
+def _claim_to(claim: Claim) -> dict[str, Any]:
+    """A claim as JSON; of its processes, the first also stands as ``pid`` for people and scripts."""
+    record = claim._asdict()
+    record["identity"] = None if claim.identity is None else list(claim.identity)
+    record["processes"] = [process._asdict() for process in claim.processes]
+    record["command"] = None if claim.command is None else claim.command._asdict()
+    record["pid"] = claim.processes[0].pid if claim.processes else None
+    return record
+
+
+def _claim_from(record: dict[str, Any]) -> Claim:
+    fields = {field: record[field] for field in Claim._fields}
+    fields["identity"] = None if fields["identity"] is None else Identity(*fields["identity"])
+    fields["processes"] = tuple(Process(**process) for process in fields["processes"])
+    fields["command"] = None if fields["command"] is None else Process(**fields["command"])
+    return Claim(**fields)

@@ -1,0 +1,194 @@
+"""This host's place in a lockspace, as the files of the run directory say it.
+
+``host.json`` is written before and after each renewal, so that whoever comes next (a standby, a
+restarted daemon, a command) knows the record that is on the disk or may be on its way there, and since
+when (CLOCK_BOOTTIME). The daemon holds nothing that it cannot read back from here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from vmlockctl import clock
+from vmlockctl.errors import HostLeaseLost, NotJoined
+from vmlockctl.host.process import boot_id
+from vmlockctl.host.rundir import read_json, write_json
+from vmlockctl.lease.delta import HostLease, Lockspace
+from vmlockctl.lease.liveness import NEVER_OBSERVED, Observation
+from vmlockctl.lease.paxos import Claimant
+from vmlockctl.lease.steps import Area
+from vmlockctl.lease.timeouts import id_renewal_fail_seconds
+from vmlockctl.ondisk.geometry import Geometry
+from vmlockctl.ondisk.leader import Leader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Optional
+
+JOINING = "joining"
+LIVE = "live"
+LOST = "lost"
+LEFT = "left"
+
+# The guarantee levels of the design: this daemon and its standby are the first.
+LEVEL_DAEMON = 1
+LEVEL = LEVEL_DAEMON
+
+
+class Membership(NamedTuple):
+    """What outlives a reboot: that this host belongs to a lockspace, and as whom."""
+
+    path: str
+    offset: int
+    name: str
+    host_id: int
+    host_name: str
+    io_timeout: int
+    lease_dir: Optional[str] = None
+
+    @property
+    def target(self) -> str:
+        """How a person names this lockspace again."""
+        return self.lease_dir or f"{self.name}:0:{self.path}:{self.offset}"
+
+
+class HostState(NamedTuple):
+    """host.json."""
+
+    membership: Membership
+    state: str
+    generation: int
+    sector_size: int
+    align_size: int
+    record: str  # hex of the 200 bytes of the last record that is certainly on the disk
+    attempts: tuple[str, ...]  # hex of later records whose writes have an unknown outcome
+    renewed_at: float  # CLOCK_BOOTTIME at the *start* of the last good renewal
+    boot_id: str
+    problem: str = ""
+
+    @property
+    def lockspace(self) -> Lockspace:
+        area = Area(self.membership.path, self.membership.offset, Geometry(self.sector_size, self.align_size))
+        return Lockspace(area, self.membership.name, self.membership.io_timeout)
+
+    @property
+    def lease(self) -> HostLease:
+        return HostLease(
+            self.lockspace,
+            self.membership.host_id,
+            self.generation,
+            self.membership.host_name,
+            self.membership.io_timeout,
+            Leader.from_bytes(bytes.fromhex(self.record)),
+        )
+
+    @property
+    def expected(self) -> list[bytes]:
+        """The records that may be on the disk if the host lease is still ours."""
+        return [bytes.fromhex(record) for record in (self.record, *self.attempts) if record]
+
+    @property
+    def expires_at(self) -> float:
+        return self.renewed_at + id_renewal_fail_seconds(self.membership.io_timeout)
+
+    @property
+    def is_this_boot(self) -> bool:
+        return self.boot_id == boot_id()
+
+    def is_certain(self, now_boottime: float) -> bool:
+        """Whether our host lease certainly still is ours, as far as this host's records say."""
+        return self.state == LIVE and self.is_this_boot and now_boottime < self.expires_at
+
+
+class LockspaceDir:
+    """The records of one lockspace in the run directory."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.claims_path = os.path.join(path, "claims")
+        self._host_path = os.path.join(path, "host.json")
+        self._hosts_path = os.path.join(path, "hosts.json")
+        self.host_lock_path = os.path.join(path, "host.lock")
+
+    def create(self) -> LockspaceDir:
+        os.makedirs(self.claims_path, mode=0o700, exist_ok=True)
+        return self
+
+    def read_state(self) -> Optional[HostState]:
+        record = read_json(self._host_path)
+        return None if record is None else _state_from(record)
+
+    def write_state(self, state: HostState) -> None:
+        write_json(self._host_path, _state_to(state))
+
+    def read_observations(self) -> dict[int, Observation]:
+        """What the daemon of this boot has seen of the others; empty where none has."""
+        record = read_json(self._hosts_path)
+        if record is None or record.get("boot_id") != boot_id():
+            return {}
+        return {int(host_id): Observation(*row) for host_id, row in record["hosts"].items()}
+
+    def write_observations(self, rows: Mapping[int, Observation]) -> None:
+        write_json(
+            self._hosts_path, {"boot_id": boot_id(), "hosts": {str(k): list(v) for k, v in rows.items()}}
+        )
+
+    def require_live(self) -> HostState:
+        """Our state, certain now. Raises ``NotJoined`` or ``HostLeaseLost``."""
+        state = self.read_state()
+        if state is None or state.state == LEFT:
+            raise NotJoined("this host has not joined the lockspace")
+        target = state.membership.target
+        if state.state == JOINING or not state.is_this_boot:
+            raise NotJoined(
+                f"{target}: this host has not joined the lockspace yet", hint="wait for 'status' to say live"
+            )
+        if not state.is_certain(clock.boottime()):
+            raise HostLeaseLost(
+                f"{target}: the host lease of host id {state.membership.host_id} generation "
+                f"{state.generation} is lost{': ' + state.problem if state.problem else ''}",
+                hint="nothing was written; the daemon joins again when the storage answers",
+            )
+        return state
+
+    def claimant(self, state: HostState) -> Claimant:
+        """Who we are for a procedure of ``lease.paxos``, with what was observed up to now."""
+        return Claimant(
+            state.lockspace,
+            state.membership.host_id,
+            state.generation,
+            state.membership.io_timeout,
+            self.read_observations(),
+        )
+
+    def guard(self, generation: int) -> None:
+        """Raise unless our host lease is certain and still of this generation: before every write."""
+        if self.require_live().generation != generation:
+            raise HostLeaseLost("this host joined again meanwhile; nothing more was written")
+
+
+def observation_of(rows: Mapping[int, Observation], host_id: int) -> Observation:
+    return rows.get(host_id, NEVER_OBSERVED)
+
+
+def _state_to(state: HostState) -> dict[str, Any]:
+    """host.json: flat, with what a person looks for (``expires_at``) computed."""
+    record = {"schema": 1, **membership_to(state.membership), **state._asdict()}
+    del record["membership"]
+    return {**record, "expires_at": state.expires_at}
+
+
+def _state_from(record: dict[str, Any]) -> HostState:
+    fields = {field: record[field] for field in HostState._fields if field != "membership"}
+    fields["attempts"] = tuple(fields["attempts"])
+    return HostState(membership=membership_from(record), **fields)
+
+
+def membership_to(membership: Membership) -> dict[str, Any]:
+    return dict(membership._asdict())
+
+
+def membership_from(record: Mapping[str, Any]) -> Membership:
+    return Membership(*(record[field] for field in Membership._fields))

@@ -1,0 +1,240 @@
+"""The daemon's work on paxos leases: look again at what is held, release what nobody uses, settle
+what a dead command left half-made.
+
+One thread per lockspace, beside the renewals, so that a slow resource never delays them. Each piece of
+work holds the claim's lock: a command and the daemon never work on one lease at the same time.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from vmlockctl import clock
+from vmlockctl.daemon.claims import ACQUIRING, HELD, RELEASING, Claim, ClaimStore
+from vmlockctl.daemon.renewal import log_write
+from vmlockctl.errors import (
+    HostLeaseLost,
+    IoTimeout,
+    LeaseLost,
+    NoSuchArea,
+    NotJoined,
+    OnDiskError,
+    VmlockctlError,
+)
+from vmlockctl.host.openers import find_openers
+from vmlockctl.host.process import Process, boot_id, is_alive
+from vmlockctl.lease.paxos import names_us, release, retract, verify_held
+from vmlockctl.lease.timeouts import id_renewal_fail_seconds, id_renewal_seconds
+from vmlockctl.log import ERROR, WARNING, log
+from vmlockctl.storage.driver import Driver
+from vmlockctl.text import safe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Optional
+
+    from vmlockctl.daemon.hoststate import HostState, LockspaceDir
+
+_VERIFY = "verify"
+_SETTLE = "settle"
+_STOP = "stop"
+
+
+def takers_over(claim: Claim, *, skip: frozenset[int] = frozenset()) -> list[Process]:
+    """Processes that use a claimed disk without being named by the claim (QEMU's -daemonize).
+
+    For an exclusive claim, whoever may write the disk; for a shared one, whoever has it open.
+    """
+    if claim.identity is None:
+        return []
+    known = {process.pid for process in claim.processes if is_alive(process)}
+    found = find_openers([claim.identity], skip=known | skip).openers.get(claim.identity, [])
+    return [
+        Process(opener.pid, opener.start_time, boot_id())
+        for opener in found
+        if opener.writable or claim.is_shared
+    ]
+
+
+class LeaseWork:
+    """The lease-working thread of one lockspace."""
+
+    def __init__(
+        self,
+        directory: LockspaceDir,
+        *,
+        on_lost: Callable[[Claim, str], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.claims = ClaimStore(directory.claims_path)
+        self._directory = directory
+        self._on_lost = on_lost
+        self._on_change = on_change
+        self._tasks: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._queued: set[str] = set()
+        self._retry_at: dict[str, float] = {}
+        self._verified_at: dict[str, float] = {}
+        self._generation = 0
+        self._driver = Driver(guard=self._guard, on_write=log_write)
+        self.thread = threading.Thread(target=self._run, name="leases", daemon=True)
+
+    def verify_all(self) -> None:
+        """Look at every held lease again: once in each renewal cycle."""
+        if _VERIFY not in self._queued:
+            self._queued.add(_VERIFY)
+            self._tasks.put((_VERIFY, ""))
+
+    def settle(self, resource: str) -> None:
+        """Bring a claim that nobody works on to its end; harmless when there is nothing to do."""
+        if resource not in self._queued and clock.monotonic() >= self._retry_at.get(resource, 0.0):
+            self._queued.add(resource)
+            self._tasks.put((_SETTLE, resource))
+
+    def stop(self) -> None:
+        self._tasks.put((_STOP, ""))
+
+    def _run(self) -> None:
+        while True:
+            kind, resource = self._tasks.get()
+            self._queued.discard(resource or kind)
+            if kind == _STOP:
+                return
+            try:
+                if kind == _VERIFY:
+                    self._verify_all()
+                else:
+                    self._settle(resource)
+            except VmlockctlError as error:
+                log(f"{resource}: {error.message}", WARNING)
+            except Exception as error:  # noqa: BLE001 - one lease must not end the work on all others
+                log(f"{resource}: internal error: {type(error).__name__}: {error}", ERROR)
+            finally:
+                self._driver.close()
+
+    def _live_state(self) -> Optional[HostState]:
+        try:
+            state = self._directory.require_live()
+        except (HostLeaseLost, NotJoined):
+            return None
+        self._generation = state.generation
+        return state
+
+    def _guard(self) -> None:
+        self._directory.guard(self._generation)
+
+    # -- looking again -----------------------------------------------------------------------------
+
+    def _verify_all(self) -> None:
+        state = self._live_state()
+        if state is None:
+            return
+        resources = [claim.resource for claim in self.claims.all() if claim.state == HELD]
+        self._verified_at = {r: at for r, at in self._verified_at.items() if r in resources}
+        for resource in resources:
+            lock = self.claims.lock(resource)
+            if not lock.try_acquire():
+                continue  # a command works on it, under the guard of our host lease
+            try:
+                claim = self.claims.read(resource)
+                if claim is not None and claim.state == HELD and claim.generation == state.generation:
+                    self._verify(state, claim)
+            finally:
+                lock.release()
+
+    def _verify(self, state: HostState, claim: Claim) -> None:
+        now = clock.boottime()
+        since = self._verified_at.setdefault(claim.resource, now)
+        procedure = verify_held(
+            self._directory.claimant(state), claim.lease, lver=claim.lver, shared=claim.is_shared
+        )
+        try:
+            self._driver.run(procedure)
+        except (LeaseLost, OnDiskError, NoSuchArea) as error:
+            self._on_lost(claim, error.message)
+        except VmlockctlError as error:
+            log(f"{claim.resource}: cannot look at the lease: {error.message}", WARNING)
+            if now - since >= id_renewal_fail_seconds(state.membership.io_timeout):
+                self._on_lost(claim, f"not seen for {now - since:.0f} s: {error.message}")
+            if isinstance(error, IoTimeout):
+                raise
+        else:
+            self._verified_at[claim.resource] = now
+
+    # -- settling ----------------------------------------------------------------------------------
+
+    def _settle(self, resource: str) -> None:
+        state = self._live_state()
+        if state is None:
+            return
+        lock = self.claims.lock(resource)
+        if not lock.try_acquire():
+            self._retry_at[resource] = clock.monotonic() + 0.2
+            return
+        settled = False
+        try:
+            claim = self.claims.read(resource)
+            settled = (
+                claim is None or claim.generation != state.generation or self._settle_claim(state, claim)
+            )
+            self._retry_at.pop(resource, None)
+        except VmlockctlError:
+            self._retry_at[resource] = clock.monotonic() + id_renewal_seconds(state.membership.io_timeout)
+            raise
+        finally:
+            lock.release(unlink=settled and self.claims.read(resource) is None)
+            self._on_change()
+
+    def _settle_claim(self, state: HostState, claim: Claim) -> bool:
+        """Return whether the claim has come to its end and its file is removed."""
+        alive = tuple(process for process in claim.processes if is_alive(process))
+        if claim.state == HELD and alive:
+            if alive != claim.processes:
+                self.claims.write(claim._replace(processes=alive))
+            return False
+        others = tuple(takers_over(claim))
+        users = alive if claim.state == ACQUIRING and self._has_disk_open(claim, alive) else ()
+        users += others
+        if users and self._keep(state, claim, users):
+            return False
+        self._give_back(state, claim)
+        return True
+
+    def _has_disk_open(self, claim: Claim, processes: tuple[Process, ...]) -> bool:
+        if claim.identity is None or not processes:
+            return False
+        found = find_openers([claim.identity]).openers.get(claim.identity, [])
+        pids = {process.pid for process in processes}
+        return any(opener.pid in pids and (opener.writable or claim.is_shared) for opener in found)
+
+    def _keep(self, state: HostState, claim: Claim, users: tuple[Process, ...]) -> bool:
+        """Move the claim to processes that use the disk now, if the lease is (still) ours."""
+        if claim.state != HELD and not claim.is_shared:
+            leader = self._driver.run(names_us(self._directory.claimant(state), claim.lease))
+            if leader is None:
+                return False
+            claim = claim._replace(lver=leader.lver)
+        elif claim.state != HELD:
+            return False
+        pids = ", ".join(str(process.pid) for process in users)
+        log(f"{claim.resource}: {safe(claim.disk)} is still open: the claim moves to process {pids}")
+        self.claims.write(claim._replace(state=HELD, processes=users, command=None))
+        return True
+
+    def _give_back(self, state: HostState, claim: Claim) -> None:
+        """Release or retract on the disk, then forget the claim: in this order."""
+        claimant = self._directory.claimant(state)
+        if claim.state == HELD:
+            self.claims.write(claim._replace(state=RELEASING))
+            procedure = release(claimant, claim.lease, lver=claim.lver, shared=claim.is_shared)
+        else:
+            procedure = retract(claimant, claim.lease)
+        try:
+            self._driver.run(procedure)
+            log(f"{claim.resource}: released {safe(claim.disk)}: no process uses it any more")
+        except LeaseLost as error:
+            log(f"{claim.resource}: nothing to release: {error.message}", WARNING)
+        except NoSuchArea as error:
+            log(f"{claim.resource}: the lease is gone from the storage: {error.message}", WARNING)
+        self.claims.remove(claim.resource)

@@ -1,0 +1,204 @@
+"""The daemon process and its standby.
+
+One daemon per run directory holds ``daemon.lock``. The next one is its standby: it waits on that lock,
+and whatever kills the daemon hands it over within milliseconds. The standby also watches the daemon's
+sign of life, and replaces one that is alive but stuck (stopped, swapped out) before the VMs pay for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+from vmlockctl import clock
+from vmlockctl.daemon.supervisor import TICK_SECONDS, Supervisor
+from vmlockctl.host.process import identify, open_pidfd, read_stat, send
+from vmlockctl.host.rundir import FileLock, is_locked, read_pid, remove, write_pid
+from vmlockctl.host.spawn import reap_children, spawn_daemon
+from vmlockctl.log import ERROR, WARNING, log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Optional
+
+    from vmlockctl.host.rundir import RunDir
+
+DAEMON_LOCK = "daemon.lock"
+DAEMON_PID = "daemon.pid"
+STANDBY_LOCK = "standby.lock"
+STANDBY_PID = "standby.pid"
+
+_STUCK_TICKS = 8  # of the standby's own clock: a machine that was paused as a whole is not a stuck daemon
+_STANDBY_RESTART_SECONDS = 2.0
+
+
+def run(run_dir: RunDir, *, grace_seconds: float, foreground: bool) -> None:
+    """Be the daemon of ``run_dir``, or its standby until the daemon is gone. Returns when told to stop."""
+    run_dir.create()
+    os.umask(0o077)
+    os.chdir("/")
+    _name_ourselves("vmlockctl")
+    lock = FileLock(run_dir.file(DAEMON_LOCK))
+    if not lock.try_acquire() and not _stand_by(run_dir, lock):
+        return
+    if not lock.is_held:
+        lock = FileLock(lock.path)
+        lock.acquire()
+    _Daemon(run_dir, lock, grace_seconds=grace_seconds, foreground=foreground).run()
+
+
+def is_running(run_dir: RunDir) -> bool:
+    return is_locked(run_dir.file(DAEMON_LOCK))
+
+
+def daemon_pid(run_dir: RunDir) -> int:
+    """The running daemon's pid, or 0."""
+    return read_pid(run_dir.file(DAEMON_PID)) if is_running(run_dir) else 0
+
+
+def standby_pid(run_dir: RunDir) -> int:
+    return read_pid(run_dir.file(STANDBY_PID)) if is_locked(run_dir.file(STANDBY_LOCK)) else 0
+
+
+def ensure_running(run_dir: RunDir, *, within_seconds: float = 10.0) -> bool:
+    """Start the daemon in the background if none runs; True when one does."""
+    run_dir.create()
+    if is_running(run_dir):
+        return True
+    spawn_daemon(run_dir.path if run_dir.is_moved else None, detached=True)
+    deadline = clock.monotonic() + within_seconds
+    while not is_running(run_dir):
+        if clock.monotonic() > deadline:
+            return False
+        clock.sleep(0.02)
+    return True
+
+
+class _Daemon:
+    def __init__(self, run_dir: RunDir, lock: FileLock, *, grace_seconds: float, foreground: bool) -> None:
+        self._run_dir = run_dir
+        self._lock = lock
+        self._foreground = foreground
+        self._supervisor = Supervisor(run_dir, grace_seconds=grace_seconds)
+        self._stop_asked = False
+        self._stop_refused = False
+        self._standby_checked = 0.0
+
+    def run(self) -> None:
+        pid_path = self._run_dir.file(DAEMON_PID)
+        write_pid(pid_path, os.getpid())
+        signal.signal(signal.SIGTERM, self._on_stop_signal)
+        signal.signal(signal.SIGINT, self._on_stop_signal)
+        log(f"daemon {os.getpid()} of {self._run_dir.path} runs")
+        while self._lock.is_current():
+            os.utime(pid_path)  # our sign of life for the standby
+            self._keep_standby()
+            self._supervisor.tick()
+            reap_children()
+            if self._stop_asked and self._may_stop():
+                break
+        else:
+            log(f"{self._run_dir.path} was removed: the daemon ends", WARNING)
+        self._stop_standby()
+        self._supervisor.stop()
+        log(f"daemon {os.getpid()} ends")
+        # A thread that hangs in storage must not keep the process, and with it the lock.
+        os._exit(0)
+
+    def _on_stop_signal(self, _number: int, _frame: Optional[FrameType]) -> None:
+        self._stop_asked = True
+        self._supervisor.watches.wake()
+
+    def _may_stop(self) -> bool:
+        """Never while a VM relies on us: nobody would renew its lease."""
+        if not self._supervisor.has_claims():
+            return True
+        if not self._stop_refused:
+            log("asked to stop, but leases are held: stop their VMs first; the daemon stays", WARNING)
+        self._stop_refused, self._stop_asked = True, False
+        return False
+
+    def _keep_standby(self) -> None:
+        if clock.monotonic() - self._standby_checked < _STANDBY_RESTART_SECONDS:
+            return
+        self._standby_checked = clock.monotonic()
+        if not is_locked(self._run_dir.file(STANDBY_LOCK)):
+            spawn_daemon(
+                self._run_dir.path if self._run_dir.is_moved else None, detached=not self._foreground
+            )
+
+    def _stop_standby(self) -> None:
+        pid = standby_pid(self._run_dir)
+        process = identify(pid) if pid else None
+        fd = open_pidfd(process) if process else None
+        if fd is not None:
+            send(fd, signal.SIGKILL)
+            os.close(fd)
+
+
+def _stand_by(run_dir: RunDir, lock: FileLock) -> bool:
+    """Wait until the daemon's lock is ours. False: another standby waits already, or the host is gone."""
+    standby = FileLock(run_dir.file(STANDBY_LOCK))
+    if not standby.try_acquire():
+        log(f"{run_dir.path}: a daemon and its standby run already")
+        return False
+    write_pid(run_dir.file(STANDBY_PID), os.getpid())
+    log(f"standby {os.getpid()} of {run_dir.path} waits")
+    waiter = threading.Thread(target=lock.acquire, daemon=True)
+    waiter.start()
+    seen, unchanged_ticks = 0, 0
+    while not lock.is_held:
+        waiter.join(TICK_SECONDS)
+        if lock.is_held or not os.path.exists(lock.path):
+            break
+        sign = _sign_of_life(run_dir)
+        unchanged_ticks = unchanged_ticks + 1 if sign == seen else 0
+        seen = sign
+        if unchanged_ticks >= _STUCK_TICKS:
+            _replace_stuck_daemon(run_dir)
+            unchanged_ticks = 0
+        if _is_dead_in_the_kernel(run_dir):
+            # Killed, but a thread of it hangs in storage and keeps its locks until that I/O is over.
+            # It will run no instruction of ours again; what it may still write stays protected by
+            # the locks of its lockspace and claims, which we wait for. The VMs must not wait.
+            remove(lock.path)
+    if not os.path.exists(os.path.dirname(lock.path)):
+        return False
+    log(f"standby {os.getpid()} takes over", WARNING)
+    standby.release()
+    return True
+
+
+def _sign_of_life(run_dir: RunDir) -> int:
+    try:
+        return os.stat(run_dir.file(DAEMON_PID)).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _replace_stuck_daemon(run_dir: RunDir) -> None:
+    """Kill a daemon that shows no sign of life: its VMs are safer with us than with nobody."""
+    pid = daemon_pid(run_dir)
+    process = identify(pid) if pid else None
+    fd = open_pidfd(process) if process else None
+    if fd is None:
+        return
+    log(f"the daemon {pid} shows no sign of life for {_STUCK_TICKS} s: it is replaced", ERROR)
+    send(fd, signal.SIGKILL)
+    os.close(fd)
+
+
+def _is_dead_in_the_kernel(run_dir: RunDir) -> bool:
+    pid = read_pid(run_dir.file(DAEMON_PID))
+    stat = read_stat(pid) if pid else None
+    return stat is not None and stat.is_zombie and is_locked(run_dir.file(DAEMON_LOCK))
+
+
+def _name_ourselves(name: str) -> None:
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as file:
+            file.write(name)
+    except OSError:
+        pass

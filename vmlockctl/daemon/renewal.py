@@ -1,0 +1,294 @@
+"""Keeps one host lease: joins, renews, observes the others, and says when the lease is lost.
+
+One thread per lockspace; each of its I/Os has a deadline, so a hung mount stops only itself. It
+decides nothing about processes: it says ``lost``, and joins again when the supervisor has seen
+every claimed process gone.
+
+A daemon that was killed is continued in the *same generation* by its successor if and only if the boot is
+the same, less than ``8 × io_timeout`` of CLOCK_BOOTTIME has passed since the last good renewal began, and the
+record on the disk is one that this host wrote or tried to write.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from vmlockctl import clock
+from vmlockctl.daemon.hoststate import JOINING, LEFT, LIVE, LOST, HostState, LockspaceDir, Membership
+from vmlockctl.errors import HostLeaseLost, StorageError, VmlockctlError
+from vmlockctl.host.process import boot_id
+from vmlockctl.host.rundir import FileLock
+from vmlockctl.lease.delta import identify_lockspace, join, leave, occupied_records, renew
+from vmlockctl.lease.liveness import NEVER_OBSERVED, observe
+from vmlockctl.lease.timeouts import id_renewal_seconds, id_renewal_warn_seconds, renewal_retry_seconds
+from vmlockctl.log import ERROR, WARNING, log
+from vmlockctl.storage.driver import Driver
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Optional
+
+    from vmlockctl.lease.steps import WriteSector
+
+_REJOIN_RETRY_SECONDS = 5.0
+
+
+class _Stopped(Exception):
+    """The daemon ends, or this host leaves the lockspace."""
+
+
+def log_write(step: WriteSector) -> None:
+    """The one line that every on-disk write leaves."""
+    log(f"write {step.area.path}:{step.area.byte_offset(step.sector)} {len(step.data)} bytes: {step.what}")
+
+
+def joined_state(membership: Membership, lease_record: bytes, generation: int, area_sizes: tuple[int, int],
+                 renewed_at: float) -> HostState:  # fmt: skip
+    """host.json right after a join."""
+    return HostState(membership, LIVE, generation, *area_sizes, lease_record.hex(), (), renewed_at, boot_id())
+
+
+class Renewal:
+    """The renewing thread of one lockspace."""
+
+    def __init__(
+        self,
+        directory: LockspaceDir,
+        membership: Membership,
+        *,
+        earlier_instance_gone: bool,
+        on_change: Callable[[], None],
+        on_joined: Callable[[Membership], None],
+    ) -> None:
+        self.directory = directory
+        self.membership = membership
+        self.name = membership.name
+        self.kill_at_once = False  # somebody else has our host id, or may have: no time for SIGTERM
+        self._earlier_instance_gone = earlier_instance_gone
+        self._on_change = on_change
+        self._on_joined = on_joined
+        self._mutex = threading.Lock()
+        self._stop = threading.Event()
+        self._leave = False
+        self._all_gone = threading.Event()
+        self._state = directory.read_state()
+        self._attempt_started = 0.0
+        self._driver = Driver(
+            guard=self._guard, journal=self._journal, on_write=log_write, on_wait=self._pause
+        )
+        self._host_lock = FileLock(directory.host_lock_path)
+        self.thread = threading.Thread(target=self._run, name=f"renewal {self.name}", daemon=True)
+
+    # -- what the supervisor asks ------------------------------------------------------------------
+
+    @property
+    def state(self) -> Optional[HostState]:
+        return self._state
+
+    @property
+    def is_lost(self) -> bool:
+        return self._state is not None and self._state.state == LOST
+
+    @property
+    def is_live(self) -> bool:
+        return self._state is not None and self._state.state == LIVE
+
+    def expires_in(self) -> float:
+        """Seconds until our host lease expires; infinite where there is none to expire."""
+        state = self._state
+        if state is None or state.state != LIVE:
+            return float("inf")
+        return state.expires_at - clock.boottime()
+
+    def lose(self, reason: str, *, kill_at_once: bool = False) -> None:
+        """Declare the host lease lost, once. Nothing is written under this generation any more."""
+        with self._mutex:
+            if self._state is None or self._state.state == LOST:
+                return
+            self.kill_at_once = kill_at_once
+            self._all_gone.clear()
+            self._set(self._state._replace(state=LOST, problem=reason))
+        log(f"{self.membership.target}: host lease lost: {reason}", ERROR)
+        self._on_change()
+
+    def all_processes_gone(self) -> None:
+        """Every process that relied on the lost host lease was seen to be gone."""
+        self._all_gone.set()
+
+    def stop(self, *, leave_lockspace: bool) -> None:
+        self._leave = leave_lockspace
+        self._stop.set()
+        self._all_gone.set()
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._host_lock.acquire()
+        try:
+            while not self._stop.is_set():
+                self._cycle()
+        except _Stopped:
+            pass
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not leave VMs unprotected
+            log(f"{self.membership.target}: renewal failed: {type(error).__name__}: {error}", ERROR)
+            self.lose(f"internal error: {error}")
+        finally:
+            self._host_lock.release()
+            self._on_change()
+
+    def _cycle(self) -> None:
+        """One life of a host lease: continue or join, renew until it is lost, wait for the VMs' end."""
+        state = self._state
+        if state is None or state.state == LEFT:
+            self._join_until_joined()
+        elif state.state == LIVE and state.is_certain(clock.boottime()):
+            log(f"{self.membership.target}: continuing generation {state.generation}")
+        elif state.state != LOST:
+            self.lose("no renewal in time before this daemon started" if state.is_this_boot else "reboot")
+        if self.is_lost:
+            self._all_gone.wait()
+            if self._stop.is_set():
+                raise _Stopped
+            self._earlier_instance_gone = True
+            self._join_until_joined()
+        self._on_change()
+        self._renew_until_lost()
+
+    def _join_until_joined(self) -> None:
+        told = ""
+        while True:
+            try:
+                self._join()
+                return
+            except VmlockctlError as error:
+                if error.message != told:
+                    log(f"{self.membership.target}: cannot join: {error.message}", WARNING)
+                told = error.message
+                if self._state is not None:
+                    self._set(self._state._replace(problem=f"cannot join: {error.message}"))
+            self._driver.close()
+            self._pause(_REJOIN_RETRY_SECONDS, "joining again")
+
+    def _join(self) -> None:
+        member = self.membership
+        lockspace = self._driver.run(
+            identify_lockspace(
+                member.path, member.offset, space_name=member.name, io_timeout=member.io_timeout
+            )
+        )
+        geometry = lockspace.area.geometry
+        before = self._state
+        waiting = HostState(
+            member, JOINING, before.generation if before else 0, *geometry, "", (), 0.0, boot_id()
+        )
+        self._set(waiting)
+        lease = self._driver.run(
+            join(
+                lockspace,
+                host_id=member.host_id,
+                host_name=member.host_name,
+                io_timeout=member.io_timeout,
+                earlier_instance_gone=self._earlier_instance_gone,
+            )
+        )
+        with self._mutex:
+            self._set(
+                joined_state(
+                    member, lease.record.to_bytes(), lease.generation, geometry, self._attempt_started
+                )
+            )
+        self._earlier_instance_gone = False
+        self._on_joined(member)
+        log(f"{member.target}: joined as host id {member.host_id} generation {lease.generation}")
+
+    def _renew_until_lost(self) -> None:
+        delay = 0.0
+        while True:
+            self._pause(delay, "the next renewal")
+            state = self._state
+            if state is None or state.state != LIVE:
+                return
+            if not state.is_certain(clock.boottime()):
+                self.lose(state.problem or "no good renewal in time")
+                return
+            started = clock.boottime()
+            try:
+                lease, image = self._driver.run(renew(state.lease, expected=state.expected))
+            except HostLeaseLost as error:
+                self.lose(error.message, kill_at_once=True)
+                return
+            except VmlockctlError as error:
+                delay = renewal_retry_seconds()
+                self._note_failure(error)
+                continue
+            finally:
+                self._driver.close()  # the next renewal opens by path: a replaced file shows
+            with self._mutex:
+                if self._state is None or self._state.state != LIVE:
+                    return  # lost while the write was on its way: it counts for nothing
+                record = lease.record.to_bytes().hex()
+                self._set(self._state._replace(record=record, attempts=(), renewed_at=started, problem=""))
+            self._observe(image)
+            self._on_change()
+            delay = max(0.0, started + id_renewal_seconds(state.membership.io_timeout) - clock.boottime())
+
+    def _note_failure(self, error: VmlockctlError) -> None:
+        with self._mutex:
+            state = self._state
+            if state is None or state.state != LIVE:
+                return
+            age = clock.boottime() - state.renewed_at
+            urgent = age >= id_renewal_warn_seconds(state.membership.io_timeout)
+            if urgent or state.problem != error.message:
+                log(
+                    f"{self.membership.target}: renewal failed, {age:.0f} s since the last good one: {error.message}",
+                    ERROR if urgent else WARNING,
+                )
+            self._set(state._replace(problem=error.message))
+
+    def _observe(self, image: bytes) -> None:
+        state = self._state
+        assert state is not None
+        now = clock.monotonic()
+        rows = self.directory.read_observations()
+        for host_id, record in occupied_records(state.lockspace.area, image):
+            rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, now)
+        self.directory.write_observations(rows)
+
+    def _pause(self, seconds: float, _why: str) -> None:
+        """Every wait of this thread; ends at once when the daemon stops."""
+        if self._stop.wait(seconds):
+            self._finish()
+
+    def _finish(self) -> None:
+        state = self._state
+        if self._leave and state is not None and state.state == LIVE:
+            try:
+                self._driver.run(leave(state.lease, expected=state.expected))
+                self._set(state._replace(state=LEFT))
+                log(f"{self.membership.target}: left, host id {state.membership.host_id} is free")
+            except VmlockctlError as error:
+                log(f"{self.membership.target}: cannot leave: {error.message}", WARNING)
+                self._set(state._replace(state=LOST, problem=error.message))
+        raise _Stopped
+
+    # -- what the driver asks before and tells after its writes ---------------------------------------
+
+    def _guard(self) -> None:
+        state = self._state
+        self._attempt_started = clock.boottime()
+        if state is not None and state.state == LIVE and not state.is_certain(self._attempt_started):
+            raise HostLeaseLost("the host lease expired before it could be renewed")
+        if state is not None and state.state == LOST:
+            raise StorageError("the host lease is lost")
+
+    def _journal(self, record: bytes) -> None:
+        with self._mutex:
+            state = self._state
+            assert state is not None
+            self._set(state._replace(attempts=(*state.attempts, record.hex())))
+
+    def _set(self, state: HostState) -> None:
+        self._state = state
+        self.directory.write_state(state)
