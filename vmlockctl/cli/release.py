@@ -1,0 +1,25 @@
+"""``vmlockctl release``. Next: ``ops/release.py``."""
+
+from __future__ import annotations
+
+from vmlockctl.cli.output import print_json
+from vmlockctl.ops.release import release
+from vmlockctl.ops.session import open_session
+from vmlockctl.text import safe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from vmlockctl.cli.params import Context
+
+
+def execute(context: Context, values: dict[str, Any], words: list[str]) -> int:
+    session = open_session(run_dir=context.run_dir, lockspace=context.lockspace)
+    claims = release(session, words, pid=values["pid"])
+    if context.json:
+        print_json({"released": [{"resource": c.resource, "disk": c.disk, "lver": c.lver} for c in claims]})
+    else:
+        for claim in claims:
+            print(f"{safe(claim.disk)}: released")
+    return 0

@@ -1,0 +1,1 @@
+"""How leases are held on this host: plug-ins with one interface."""

@@ -1,0 +1,1 @@
+"""One module per operation: values in, values out; nothing here prints."""

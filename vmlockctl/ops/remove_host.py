@@ -1,0 +1,50 @@
+"""remove-host: give the host id back, when nothing relies on it any more."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Optional
+
+from vmlockctl import clock
+from vmlockctl.config import load
+from vmlockctl.daemon.claims import ClaimStore
+from vmlockctl.daemon.hoststate import LEFT, LOST, Membership
+from vmlockctl.daemon.main import ensure_running
+from vmlockctl.errors import IoTimeout, NotJoined, Refused
+from vmlockctl.ops.session import Session, administered_target, find_membership
+from vmlockctl.text import safe
+
+_LEAVE_SECONDS = 60.0
+
+
+def remove_host(session: Session, target_text: Optional[str]) -> Membership:
+    """Leave the lockspace. Raises ``Refused`` while leases are held, ``NotJoined``."""
+    target = administered_target(session, target_text, load())
+    membership = find_membership(session, target)
+    if membership is None:
+        raise NotJoined(f"{target.lease_dir or target.path}: this host has not joined the lockspace")
+    directory = session.directory_of(membership)
+    claims = ClaimStore(directory.claims_path).all()
+    if claims:
+        names = ", ".join(f"{safe(c.disk)} ({'process ' + str(c.processes[0].pid) if c.processes else c.state})"
+                          for c in claims)  # fmt: skip
+        raise Refused(
+            f"{membership.target}: leases are held: {names}",
+            hint="stop those VMs first",
+            details={"resources": [claim.resource for claim in claims]},
+        )
+    ensure_running(session.run_dir)
+    session.memberships.remove(membership)  # the daemon leaves when it sees that
+    deadline = clock.monotonic() + _LEAVE_SECONDS
+    while True:
+        state = directory.read_state()
+        if state is None or state.state == LEFT:
+            break
+        if state.state == LOST or clock.monotonic() > deadline:
+            raise IoTimeout(
+                f"{membership.target}: the host id could not be given back: {state.problem or 'no answer'}",
+                hint="it becomes free for others when it has been silent long enough",
+            )
+        clock.sleep(0.05)
+    shutil.rmtree(directory.path, ignore_errors=True)
+    return membership
