@@ -1,7 +1,7 @@
-"""The names people type: lockspace targets, sanlock's colon specs, disks.
+r"""The names people type: lockspace targets, sanlock's colon specs, disks.
 
 A TARGET is a lease directory or sanlock's ``NAME:HOST_ID:PATH:OFFSET``. A colon in a path is written
-``\\:``. A resource is named by the MD5 of the disk's absolute path *as given*, as libvirt does it, so
+``\:``. A resource is named by the MD5 of the disk's absolute path *as given*, as libvirt does it, so
 that both exclude each other; nothing is canonicalised silently.
 """
 
@@ -53,7 +53,7 @@ def _looks_like_spec(fields: list[str]) -> bool:
 
 
 def split_colons(text: str) -> list[str]:
-    """Split at ``:``, where ``\\:`` is a colon of the field."""
+    r"""Split at ``:``, where ``\:`` is a colon of the field."""
     fields, current, escaped = [], "", False
     for character in text:
         if escaped:

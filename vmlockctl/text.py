@@ -1,8 +1,8 @@
-"""Text that is safe to show: names from a disk, a command line or another host are not ours.
+r"""Text that is safe to show: names from a disk, a command line or another host are not ours.
 
 One function, ``safe``, stands between such a name and every terminal and log line (faults.md
 finding 10): control characters (C0, DEL, C1), bidirectional and zero-width characters, line
-separators and surrogates become ``\\xNN`` or ``\\uNNNN``.
+separators and surrogates become ``\xNN`` or ``\uNNNN``.
 """
 
 from __future__ import annotations

@@ -43,9 +43,8 @@ def command(ctx: click.Context, /, target: Optional[str], **values: Optional[str
     if context.json:
         print_json(_as_json(made))
     elif not made.created:
-        say(
-            f"{made.path}:{made.offset}: the lockspace {safe(made.name)!r} is there already; nothing was written"
-        )
+        what = f"the lockspace {safe(made.name)!r} is there already; nothing was written"
+        say(f"{made.path}:{made.offset}: {what}", quiet=context.quiet)
     else:
         print(
             f"{made.path}:{made.offset}: lockspace {safe(made.name)!r}, {made.geometry.max_hosts} hosts, "

@@ -1,7 +1,7 @@
 """The entry point: the one place that turns a condition into text on stderr and an exit status.
 
-``acquire``, ``release``, ``run`` and ``daemon`` are parsed by ``params``, because wrapper scripts call them on
-every VM start and loading click takes longer than the acquire. Whatever ``params`` does not
+``acquire``, ``release``, ``run`` and ``daemon`` are parsed by ``params``, because wrapper scripts call
+them on every VM start and loading click takes longer than the acquire. Whatever ``params`` does not
 understand (help, a typing mistake, every other command) goes to click, which knows the same tables.
 """
 

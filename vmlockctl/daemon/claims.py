@@ -16,7 +16,7 @@ from typing import NamedTuple
 from vmlockctl.host.openers import Identity
 from vmlockctl.host.process import Process
 from vmlockctl.host.rundir import FileLock, read_json, remove, write_json
-from vmlockctl.lease.paxos import Resource
+from vmlockctl.lease.resource import Resource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

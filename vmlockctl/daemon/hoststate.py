@@ -16,7 +16,7 @@ from vmlockctl.host.process import boot_id
 from vmlockctl.host.rundir import read_json, write_json
 from vmlockctl.lease.delta import HostLease, Lockspace
 from vmlockctl.lease.liveness import NEVER_OBSERVED, Observation
-from vmlockctl.lease.paxos import Claimant
+from vmlockctl.lease.resource import Claimant
 from vmlockctl.lease.steps import Area
 from vmlockctl.lease.timeouts import id_renewal_fail_seconds
 from vmlockctl.ondisk.geometry import Geometry

@@ -24,7 +24,8 @@ from vmlockctl.errors import (
 )
 from vmlockctl.host.openers import find_openers
 from vmlockctl.host.process import Process, boot_id, is_alive
-from vmlockctl.lease.paxos import names_us, release, retract, verify_held
+from vmlockctl.lease.release import release, retract
+from vmlockctl.lease.resource import names_us, verify_held
 from vmlockctl.lease.timeouts import id_renewal_fail_seconds, id_renewal_seconds
 from vmlockctl.log import ERROR, WARNING, log
 from vmlockctl.storage.driver import Driver

@@ -241,10 +241,8 @@ class Renewal:
             age = clock.boottime() - state.renewed_at
             urgent = age >= id_renewal_warn_seconds(state.membership.io_timeout)
             if urgent or state.problem != error.message:
-                log(
-                    f"{self.membership.target}: renewal failed, {age:.0f} s since the last good one: {error.message}",
-                    ERROR if urgent else WARNING,
-                )
+                what = f"renewal failed, {age:.0f} s since the last good one: {error.message}"
+                log(f"{self.membership.target}: {what}", ERROR if urgent else WARNING)
             self._set(state._replace(problem=error.message))
 
     def _observe(self, image: bytes) -> None:

@@ -10,9 +10,7 @@ retries are bounded and the dblock that causes them is named (12.2-j), before an
 can be seen; a committed leader is read again before success is reported (a lost write is not a grant).
 
 I/Os of an exclusive acquire: r0 leader, r1 whole area, [owner wait], ballot w1 r2 w3 r4, w5 leader,
-r6 leader. Of a release: r1 own sector, w2 own sector (RELEASED), r3 leader, w4 leader. The order of a
-release matters: the RELEASED flag makes it survive a slow co-committer of the same ballot that
-writes the old result over our freed leader (12.1-5).
+r6 leader.
 """
 
 from __future__ import annotations
@@ -22,9 +20,7 @@ from typing import NamedTuple, Optional
 
 from vmlockctl.errors import (
     LeaseHeld,
-    LeaseLost,
     LverMoved,
-    OnDiskError,
     RaceLost,
     SharedLeaseHeld,
     StorageError,
@@ -33,18 +29,28 @@ from vmlockctl.errors import (
 from vmlockctl.lease.ballot import (
     Aborted,
     Decided,
-    Proposer,
     dblocks_in,
     first_mbal,
     read_shared_holders,
     run_ballot,
     write_own,
 )
-from vmlockctl.lease.delta import Lockspace, probe, read_record
+from vmlockctl.lease.delta import read_record
 from vmlockctl.lease.liveness import (
     NEVER_OBSERVED,
-    Observation,
     shared_holder_is_alive,
+)
+from vmlockctl.lease.release import free_leader, release
+from vmlockctl.lease.resource import (
+    Claimant,
+    Held,
+    Resource,
+    locate,
+    proposer_of,
+    read_leader,
+    read_own,
+    verified,
+    write_leader,
 )
 from vmlockctl.lease.steps import (
     Area,
@@ -64,13 +70,12 @@ from vmlockctl.lease.timeouts import (
 )
 from vmlockctl.ondisk.dblock import (
     FLAG_RELEASED,
-    NO_MODE,
     Dblock,
     ModeBlock,
     verify_dblock,
 )
 from vmlockctl.ondisk.geometry import LEADER_SECTOR
-from vmlockctl.ondisk.leader import FLAG_SHORT_HOLD, Leader, verify_paxos
+from vmlockctl.ondisk.leader import FLAG_SHORT_HOLD, Leader
 from vmlockctl.text import safe
 
 # Rounds of "somebody's ballot is larger" or "is newer" before we give up. Each backs off for half a
@@ -81,58 +86,16 @@ BALLOT_RETRIES = 24
 NEWER_DBLOCK_LOOKS = 5
 
 
-class Claimant(NamedTuple):
-    """Who we are in the lockspace, and what we have seen of the others there."""
+class _Terms(NamedTuple):
+    """How a lease is to be acquired."""
 
-    lockspace: Lockspace
-    host_id: int
-    generation: int
-    io_timeout: int
-    observations: Mapping[int, Observation]
-
-
-class Resource(NamedTuple):
-    """A resource by name and place; sizes come from its own leader."""
-
-    path: str
-    offset: int
-    name: str
-
-
-class Held(NamedTuple):
-    """A lease that we hold: the leader that grants it, and the mode."""
-
-    area: Area
-    leader: Leader
-    shared: bool
+    short_hold: bool
+    expect_lver: Optional[int]
+    wait_for_dead_owner: bool
 
 
 class _Restart(Exception):
     """The leader changed under us: begin again with what is there now."""
-
-
-def read_leader(claimant: Claimant, area: Area, resource: Resource) -> Procedure[Leader]:
-    data = yield from read_sectors(area, LEADER_SECTOR, 1, read_timeout_seconds(claimant.io_timeout))
-    return _verified(claimant, resource, data)
-
-
-def _verified(claimant: Claimant, resource: Resource, data: bytes) -> Leader:
-    try:
-        return verify_paxos(
-            data,
-            space_name=claimant.lockspace.space_name,
-            resource_name=resource.name,
-            host_id=claimant.host_id,
-        )
-    except OnDiskError as error:
-        raise error.at(resource.path, resource.offset) from None
-
-
-def locate(claimant: Claimant, resource: Resource) -> Procedure[tuple[Area, Leader]]:
-    """Read the leader of an area whose sizes are not known yet (r0)."""
-    head = yield from probe(resource.path, resource.offset, read_timeout_seconds(claimant.io_timeout))
-    leader = _verified(claimant, resource, head)
-    return Area(resource.path, resource.offset, leader.geometry), leader
 
 
 def acquire(
@@ -151,9 +114,10 @@ def acquire(
     Raises ``ContentionError`` leaves, ``OnDiskError`` leaves with the place, and ``StorageError``
     leaves: after one of those the outcome is unknown until ``retract`` succeeded.
     """
+    terms = _Terms(shared, expect_lver, wait_for_dead_owner)
     for attempt in range(SHARED_RETRIES + 1):
         try:
-            held = yield from _acquire_exclusive(claimant, resource, shared, expect_lver, wait_for_dead_owner)
+            held = yield from _acquire_exclusive(claimant, resource, terms)
             break
         except (LeaseHeld, RaceLost) as error:
             passing = bool(error.details.get("short_hold"))
@@ -165,33 +129,23 @@ def acquire(
         return held
 
     # Rewrite the dblock that won, so that no other structure in its sector is lost.
-    mine = yield from _read_own(claimant, held.area)
-    proposer = _proposer(claimant, held.area, held.leader)
+    mine = yield from read_own(claimant, held.area)
+    proposer = proposer_of(claimant, held.area, held.leader)
     yield from write_own(
         proposer,
         mine._replace(flags=mine.flags | FLAG_RELEASED),
         ModeBlock.shared(claimant.generation),
         what=f"share lver {held.leader.lver}",
     )
-    yield from _free_leader(claimant, held.area, resource, lver=held.leader.lver)
+    yield from free_leader(claimant, held.area, resource, lver=held.leader.lver)
     return held._replace(shared=True)
 
 
-def _acquire_exclusive(
-    claimant: Claimant,
-    resource: Resource,
-    short_hold: bool,
-    expect_lver: Optional[int],
-    wait_for_dead_owner: bool,
-) -> Procedure[Held]:
+def _acquire_exclusive(claimant: Claimant, resource: Resource, terms: _Terms) -> Procedure[Held]:
     area, _ = yield from locate(claimant, resource)  # r0
     for _ in range(BALLOT_RETRIES):
         try:
-            return (
-                yield from _acquire_once(
-                    claimant, area, resource, short_hold, expect_lver, wait_for_dead_owner
-                )
-            )
+            return (yield from _acquire_once(claimant, area, resource, terms))
         except _Restart:
             continue
     raise RaceLost(
@@ -199,30 +153,23 @@ def _acquire_exclusive(
     )
 
 
-def _acquire_once(
-    claimant: Claimant,
-    area: Area,
-    resource: Resource,
-    short_hold: bool,
-    expect_lver: Optional[int],
-    wait_for_dead_owner: bool,
-) -> Procedure[Held]:
+def _acquire_once(claimant: Claimant, area: Area, resource: Resource, terms: _Terms) -> Procedure[Held]:
     leader, highest = yield from _read_whole(claimant, area, resource)
-    if expect_lver is not None and leader.lver != expect_lver:
+    if terms.expect_lver not in (None, leader.lver):
         raise LverMoved(
-            f"{safe(resource.name)}: the lease was held since version {expect_lver}, "
-            f"found lver {leader.lver}, expected {expect_lver}",
+            f"{safe(resource.name)}: the lease was held since version {terms.expect_lver}, "
+            f"found lver {leader.lver}, expected {terms.expect_lver}",
             hint="whoever held it may have written the disk; look before the VM is resumed",
-            details={"lver": leader.lver, "expected": expect_lver},
+            details={"lver": leader.lver, "expected": terms.expect_lver},
         )
     owned_by_us = leader.owner_id == claimant.host_id and leader.owner_generation <= claimant.generation
     fresh = leader.is_free or owned_by_us
     if not fresh:
-        yield from _wait_for_owner(claimant, area, resource, leader, wait_for_dead_owner)
+        yield from _wait_for_owner(claimant, area, resource, leader, terms)
 
     lver = leader.lver + 1
     mbal = first_mbal(highest, claimant.host_id, leader.max_hosts)
-    proposer = _proposer(claimant, area, leader)
+    proposer = proposer_of(claimant, area, leader)
     for _ in range(BALLOT_RETRIES):
         seen = leader if fresh else (yield from read_leader(claimant, area, resource))
         fresh = False
@@ -236,7 +183,7 @@ def _acquire_once(
             raise _Restart
         result = yield from run_ballot(proposer, lver=lver, mbal=mbal)
         if isinstance(result, Decided):
-            committed = yield from _commit(claimant, area, resource, leader, result, short_hold)
+            committed = yield from _commit(claimant, area, resource, leader, result, terms)
             shared = result.shared
             break
         aborted = result
@@ -244,7 +191,7 @@ def _acquire_once(
         mbal += leader.max_hosts
     else:
         raise _stuck(area, aborted)
-    if not short_hold:
+    if not terms.short_hold:
         yield from _settle_shared_holders(claimant, area, resource, committed, shared)
     return Held(area, committed, shared=False)
 
@@ -259,7 +206,7 @@ def _read_whole(claimant: Claimant, area: Area, resource: Resource) -> Procedure
         image = yield from read_sectors(
             area, LEADER_SECTOR, area.geometry.sectors, read_timeout_seconds(claimant.io_timeout)
         )
-        leader = _verified(claimant, resource, image[: area.geometry.sector_size])
+        leader = verified(claimant, resource, image[: area.geometry.sector_size])
         highest, newer = 0, None
         for host_id, used in dblocks_in(image, area, leader.num_hosts):
             place = area.byte_offset(area.geometry.dblock_sector(host_id))
@@ -283,19 +230,14 @@ def _read_whole(claimant: Claimant, area: Area, resource: Resource) -> Procedure
 
 
 def _commit(
-    claimant: Claimant,
-    area: Area,
-    resource: Resource,
-    leader: Leader,
-    decided: Decided,
-    short_hold: bool,
+    claimant: Claimant, area: Area, resource: Resource, leader: Leader, decided: Decided, terms: _Terms
 ) -> Procedure[Leader]:
     """Write the ballot's value into the leader; return it if the value is ours."""
     mine = decided.mine
     ours = (mine.inp, mine.inp2) == (claimant.host_id, claimant.generation)
     flags = leader.flags
     if ours:
-        flags = flags | FLAG_SHORT_HOLD if short_hold else flags & ~FLAG_SHORT_HOLD
+        flags = flags | FLAG_SHORT_HOLD if terms.short_hold else flags & ~FLAG_SHORT_HOLD
     committed = leader._replace(
         lver=mine.lver,
         flags=flags,
@@ -306,7 +248,7 @@ def _commit(
         write_generation=claimant.generation,
         write_timestamp=(yield from now()),
     ).sealed()
-    yield from _write_leader(
+    yield from write_leader(
         claimant, area, committed, what=f"commit lver {mine.lver} owner {mine.inp}:{mine.inp2}"
     )  # w5
     if mine.inp == claimant.host_id and not ours:
@@ -367,7 +309,7 @@ def _settle_shared_holders(
 
 
 def _wait_for_owner(
-    claimant: Claimant, area: Area, resource: Resource, leader: Leader, wait_for_dead_owner: bool
+    claimant: Claimant, area: Area, resource: Resource, leader: Leader, terms: _Terms
 ) -> Procedure[None]:
     """Return when the owner is gone for certain; the caller reads the leader again (section 4.3)."""
     row = claimant.observations.get(leader.owner_id, NEVER_OBSERVED)
@@ -410,12 +352,12 @@ def _wait_for_owner(
             )
         if seen and remaining < 0:
             return
-        if not wait_for_dead_owner and seen:
+        if not terms.wait_for_dead_owner and seen:
             raise LeaseHeld(
                 f"the lease {safe(resource.name)} is held by host {safe(record.resource)!r}, which is silent",
                 details={**details, "state": "fail", "takeover_in": max(0.0, remaining)},
             )
-        if not wait_for_dead_owner:
+        if not terms.wait_for_dead_owner:
             raise LeaseHeld(
                 f"the lease {safe(resource.name)} is held by host {safe(record.resource)!r}",
                 details={**details, "takeover_in": max(0.0, remaining)},
@@ -433,138 +375,6 @@ def _owner_released(claimant: Claimant, area: Area, leader: Leader) -> Procedure
     # The flag alone: every ballot write clears it, so it speaks of the owner's last possession,
     # also where a sanlock host blanked the rest of its dblock (12.2-f).
     return dblock.is_released
-
-
-def release(claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False) -> Procedure[None]:
-    """Release a lease that we hold at version ``lver``. Raises ``LeaseLost`` if it is not ours."""
-    area, leader = yield from locate(claimant, resource)
-    yield from _mark_released(claimant, area, leader)
-    if not shared:
-        yield from _free_leader(claimant, area, resource, lver=lver)
-
-
-def retract(claimant: Claimant, resource: Resource) -> Procedure[None]:
-    """Give up whatever a half-made acquire or release of ours left on the disk (section 4.8).
-
-    Others may still commit our value afterwards; our RELEASED flag tells them that it is void.
-    """
-    area, leader = yield from locate(claimant, resource)
-    yield from _mark_released(claimant, area, leader)
-    leader = yield from read_leader(claimant, area, resource)
-    if leader.owner == (claimant.host_id, claimant.generation) and not leader.is_free:
-        yield from _free_leader(claimant, area, resource, lver=leader.lver)
-
-
-def _mark_released(claimant: Claimant, area: Area, leader: Leader) -> Procedure[None]:
-    """Write our own dblock again, unchanged but for RELEASED, and no mode (never zeros: 12.1-5)."""
-    sector = area.geometry.dblock_sector(claimant.host_id)
-    data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
-    try:
-        mine = verify_dblock(data, host_id=claimant.host_id)
-    except WrongDblock:
-        return  # damaged, so not ours to understand; the leader alone still frees the lease
-    if (mine.never_used or mine.is_released) and not ModeBlock.from_bytes(data).flags:
-        return
-    yield from write_own(
-        _proposer(claimant, area, leader),
-        mine._replace(flags=mine.flags | FLAG_RELEASED),
-        NO_MODE,
-        what=f"release lver {mine.lver}",
-    )
-
-
-def _free_leader(claimant: Claimant, area: Area, resource: Resource, *, lver: int) -> Procedure[None]:
-    leader = yield from read_leader(claimant, area, resource)
-    if leader.owner == (claimant.host_id, claimant.generation) and leader.write_id != claimant.host_id:
-        # Another host wrote the leader that names us: to write could overwrite a newer one. Our
-        # RELEASED flag says the rest (section 4.4).
-        return
-    if leader.lver != lver or leader.owner != (claimant.host_id, claimant.generation) or leader.is_free:
-        raise lost(area, leader, claimant, lver)
-    freed = leader._replace(
-        timestamp=0,
-        flags=leader.flags & ~FLAG_SHORT_HOLD,
-        write_id=claimant.host_id,
-        write_generation=claimant.generation,
-        write_timestamp=(yield from now()),
-    ).sealed()
-    yield from _write_leader(claimant, area, freed, what=f"free lver {lver}")
-
-
-def verify_held(
-    claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False
-) -> Procedure[None]:
-    """Look again, in every renewal cycle, whether a lease is still ours. Raises ``LeaseLost``.
-
-    sanlock never does; a host that was paused past its lease and resumed then writes beside its
-    successor for ever (faults.md finding 1).
-    """
-    area, leader = yield from locate(claimant, resource)
-    if not shared:
-        if leader.lver != lver or leader.owner != (claimant.host_id, claimant.generation) or leader.is_free:
-            raise lost(area, leader, claimant, lver)
-        return
-    sector = area.geometry.dblock_sector(claimant.host_id)
-    data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
-    mode = ModeBlock.from_bytes(data)
-    if not mode.is_shared or mode.generation != claimant.generation:
-        raise LeaseLost(
-            f"{area.path}:{area.byte_offset(sector)}: our shared mark is gone, "
-            f"found flags {mode.flags} generation {mode.generation}, "
-            f"expected shared generation {claimant.generation}"
-        )
-
-
-def names_us(claimant: Claimant, resource: Resource) -> Procedure[Optional[Leader]]:
-    """The leader, if it says that we hold the lease exclusively; else None."""
-    _, leader = yield from locate(claimant, resource)
-    ours = leader.owner == (claimant.host_id, claimant.generation) and not leader.is_free
-    return leader if ours else None
-
-
-def write_note(claimant: Claimant, area: Area, note: bytes) -> Procedure[None]:
-    """Write the owner note; advice for people, so a failure is no failure of the acquire."""
-    sector, _ = area.geometry.note_sectors()
-    yield from write_sectors(
-        area, sector, note, write_timeout_seconds(claimant.io_timeout), what="owner note"
-    )
-
-
-def read_note(area: Area, timeout_seconds: float) -> Procedure[bytes]:
-    sector, sector_count = area.geometry.note_sectors()
-    return (yield from read_sectors(area, sector, sector_count, timeout_seconds))
-
-
-def _read_own(claimant: Claimant, area: Area) -> Procedure[Dblock]:
-    sector = area.geometry.dblock_sector(claimant.host_id)
-    data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
-    try:
-        return verify_dblock(data, host_id=claimant.host_id)
-    except WrongDblock as error:
-        raise error.at(area.path, area.byte_offset(sector)) from None
-
-
-def _write_leader(claimant: Claimant, area: Area, leader: Leader, *, what: str) -> Procedure[None]:
-    yield from write_sectors(
-        area,
-        LEADER_SECTOR,
-        leader.sector(area.geometry.sector_size),
-        write_timeout_seconds(claimant.io_timeout),
-        what=what,
-    )
-
-
-def _proposer(claimant: Claimant, area: Area, leader: Leader) -> Proposer:
-    return Proposer(area, claimant.host_id, claimant.generation, claimant.io_timeout, leader.num_hosts)
-
-
-def lost(area: Area, leader: Leader, claimant: Claimant, lver: int) -> LeaseLost:
-    found = "free" if leader.is_free else f"owner {leader.owner_id}:{leader.owner_generation}"
-    return LeaseLost(
-        f"{area.path}:{area.offset}: the lease is no longer ours, found lver {leader.lver} {found}, "
-        f"expected lver {lver} owner {claimant.host_id}:{claimant.generation}",
-        details={"lver": leader.lver, "owner_id": leader.owner_id},
-    )
 
 
 def _race_lost(resource: Resource, leader: Leader) -> RaceLost:

@@ -24,8 +24,10 @@ from vmlockctl.errors import (
 from vmlockctl.host.openers import Opener, find_openers
 from vmlockctl.host.process import Process, boot_id, comm, identify, is_alive
 from vmlockctl.host.rundir import FileLock
-from vmlockctl.lease import paxos
 from vmlockctl.lease.delta import probe
+from vmlockctl.lease.paxos import acquire
+from vmlockctl.lease.release import release, retract
+from vmlockctl.lease.resource import Claimant, Held, names_us, read_note, write_note
 from vmlockctl.lease.steps import Area, WriteSector
 from vmlockctl.log import WARNING, log, who
 from vmlockctl.managers.base import Grant, User, Want
@@ -72,7 +74,8 @@ class EmbeddedManager:
         self._generation = state.generation
         try:
             for want in sorted(wants):
-                granted.append(self._acquire_one(state, want, user, expect_lver))
+                grant = self._acquire_one(state, want, user, expect_lver)
+                granted.append(grant)
         except BaseException:
             for grant in reversed(granted):
                 self._undo(grant, user.process)
@@ -122,7 +125,7 @@ class EmbeddedManager:
             if existing is None:
                 self._refuse_forgotten_owner(state, claim)
             held = self._driver.run(
-                paxos.acquire(claimant, claim.lease, shared=claim.is_shared, expect_lver=expect_lver)
+                acquire(claimant, claim.lease, shared=claim.is_shared, expect_lver=expect_lver)
             )
         except VmlockctlError as error:
             self._name_vm(claim, error)
@@ -134,12 +137,12 @@ class EmbeddedManager:
         self._write_note(claimant, held, claim)
         return _grant(claim)
 
-    def _retracted(self, claim: Claim, claimant: paxos.Claimant, error: VmlockctlError) -> bool:
+    def _retracted(self, claim: Claim, claimant: Claimant, error: VmlockctlError) -> bool:
         """Give up a ballot that was not won; False leaves the claim to the daemon to settle."""
         if isinstance(error, StorageError):
             return False  # the outcome is unknown until the storage answers again
         try:
-            self._driver.run(paxos.retract(claimant, claim.lease))
+            self._driver.run(retract(claimant, claim.lease))
         except VmlockctlError as second:
             log(f"{claim.resource}: the daemon will settle it: {second.message}", WARNING)
             return False
@@ -193,11 +196,11 @@ class EmbeddedManager:
         grant, but a process that it names and that still runs is reason enough to refuse one.
         """
         claimant = self._directory.claimant(state)
-        leader = self._driver.run(paxos.names_us(claimant, claim.lease))
+        leader = self._driver.run(names_us(claimant, claim.lease))
         if leader is None:
             return
         area = Area(claim.path, claim.offset, leader.geometry)
-        note = ownernote.from_bytes(self._driver.run(paxos.read_note(area, state.membership.io_timeout)))
+        note = ownernote.from_bytes(self._driver.run(read_note(area, state.membership.io_timeout)))
         if note is None or not ownernote.is_current(note, leader):
             return
         pid = note.get("pid")
@@ -224,13 +227,13 @@ class EmbeddedManager:
             head = self._driver.run(probe(claim.path, claim.offset, _NOTE_SECONDS))
             leader = Leader.from_bytes(head)
             area = Area(claim.path, claim.offset, leader.geometry)
-            note = ownernote.from_bytes(self._driver.run(paxos.read_note(area, _NOTE_SECONDS)))
+            note = ownernote.from_bytes(self._driver.run(read_note(area, _NOTE_SECONDS)))
         except VmlockctlError:
             return
         if note is not None and ownernote.is_current(note, leader):
             owners[0].update({key: note.get(key) for key in ("pid", "vm", "uuid", "acquired_at")})
 
-    def _write_note(self, claimant: paxos.Claimant, held: paxos.Held, claim: Claim) -> None:
+    def _write_note(self, claimant: Claimant, held: Held, claim: Claim) -> None:
         process = claim.processes[0]
         state = self._directory.require_live()
         note = {
@@ -248,7 +251,7 @@ class EmbeddedManager:
             "boot_id": process.boot_id,
         }
         try:
-            self._driver.run(paxos.write_note(claimant, held.area, ownernote.to_bytes(note)))
+            self._driver.run(write_note(claimant, held.area, ownernote.to_bytes(note)))
         except VmlockctlError as error:
             log(f"{claim.resource}: no owner note: {error.message}", WARNING)
 
@@ -284,13 +287,38 @@ class EmbeddedManager:
             lock.release(unlink=self._store.read(resource) is None)
             self._driver.close()
 
+    def release_unclaimed(self, want: Want) -> None:
+        """Release a lease that the disk says is ours and no claim of ours covers.
+
+        Looks once more under the claim's lock: raises ``HeldLocally`` if anybody may use the disk.
+        """
+        state = self._directory.require_live()
+        self._generation = state.generation
+        lock = self._locked(want.resource, want.disk)
+        try:
+            claim = self._current_claim(state, want.resource)
+            if claim is not None:
+                raise held_by_claim(claim, want.disk, claim.processes)
+            unclaimed = Claim(
+                want.resource, want.path, want.offset, want.disk, want.identity, EXCLUSIVE, RELEASING,
+                state.membership.host_id, state.generation, 0, (), _ourselves(),
+            )  # fmt: skip
+            self._refuse_local_conflicts(unclaimed)
+            self._refuse_forgotten_owner(state, unclaimed)
+            self._store.write(unclaimed)
+            self._driver.run(retract(self._directory.claimant(state), unclaimed.lease))
+            self._store.remove(want.resource)
+        finally:
+            lock.release(unlink=self._store.read(want.resource) is None)
+            self._driver.close()
+
     def _release_claim(self, state: HostState, claim: Claim) -> None:
         claimant = self._directory.claimant(state)
         self._store.write(claim._replace(state=RELEASING, command=_ourselves()))
         if claim.state == HELD:
-            procedure = paxos.release(claimant, claim.lease, lver=claim.lver, shared=claim.is_shared)
+            procedure = release(claimant, claim.lease, lver=claim.lver, shared=claim.is_shared)
         else:
-            procedure = paxos.retract(claimant, claim.lease)
+            procedure = retract(claimant, claim.lease)
         try:
             self._driver.run(procedure)
         except (LeaseLost, OnDiskError):

@@ -22,7 +22,7 @@ from vmlockctl.errors import (
 )
 from vmlockctl.host.process import Process, belongs_to_us, identify
 from vmlockctl.lease.liveness import NEVER_OBSERVED, host_state
-from vmlockctl.lease.paxos import Claimant
+from vmlockctl.lease.resource import Claimant
 from vmlockctl.managers.base import Grant, User, Want, lock_manager
 from vmlockctl.ops.areas import ensure_lease_file
 from vmlockctl.ops.disks import Disk, find_disk

@@ -99,7 +99,7 @@ def _already_joined(
         from vmlockctl.daemon.main import ensure_running
 
         ensure_running(session.run_dir)
-    return Joined(known, state.generation, True)
+    return Joined(known, state.generation, already=True)
 
 
 def _join(
@@ -134,7 +134,7 @@ def _join(
     finally:
         lock.release()
     remember_joined(session, membership, lease.record, lockspace.area.geometry, started)
-    return Joined(membership, lease.generation, False)
+    return Joined(membership, lease.generation, already=False)
 
 
 def _choose(lockspace: Lockspace, host_name: str, path: str) -> int:

@@ -40,7 +40,7 @@ def find_disk(path: str, *, shared: bool, allow_alias: bool = False) -> Disk:
     if stat.S_ISREG(found.st_mode):
         if found.st_nlink > 1 and not allow_alias:
             raise Refused(
-                f"{safe(given)}: the disk has {found.st_nlink} hard links, so it has names that no lease covers",
+                f"{safe(given)}: the disk has {found.st_nlink} hard links: names that no lease covers",
                 hint="remove the other links, or say --allow-alias if nobody uses them",
                 details={"disk": given, "links": found.st_nlink},
             )

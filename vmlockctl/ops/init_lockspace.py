@@ -94,7 +94,7 @@ def init_lockspace(
     geometry = _geometry_for(target.path, options)
     if options.host_id is not None:
         check_host_id(geometry, options.host_id)
-    existing = _existing(target, name)
+    existing = _existing(target)
     if existing is not None and not options.force:
         return _keep(target, existing, name, geometry, options)
     if existing is not None:
@@ -111,7 +111,9 @@ def init_lockspace(
             target.lease_dir,
         )
     _create(session, target, geometry, name, io_timeout, membership, options, config)
-    return Initialised(target.path, target.offset, name, geometry, io_timeout, True, membership)
+    return Initialised(
+        target.path, target.offset, name, geometry, io_timeout, created=True, joined_as=membership
+    )
 
 
 def _geometry_for(path: str, options: Format) -> Geometry:
@@ -139,7 +141,7 @@ def _device_number(path: str) -> str:
     return f"{os.major(device)}:{os.minor(device)}"
 
 
-def _existing(target: Target, name: str) -> Optional[Lockspace]:
+def _existing(target: Target) -> Optional[Lockspace]:
     """The lockspace that is there; None where there is nothing. Raises for what we do not understand."""
     with Driver(writable=False) as driver:
         try:
@@ -159,8 +161,11 @@ def _keep(target: Target, existing: Lockspace, name: str, geometry: Geometry, op
     """Same name and geometry: nothing to do. Otherwise: exists already."""
     same_name = existing.space_name == name
     if same_name and existing.area.geometry == geometry and options.host_id is None:
-        return Initialised(target.path, target.offset, name, geometry, existing.io_timeout, False, None)
-    found = f"{safe(existing.space_name)!r} {existing.area.geometry.sector_size}/{existing.area.geometry.align_size}"
+        return Initialised(
+            target.path, target.offset, name, geometry, existing.io_timeout, created=False, joined_as=None
+        )
+    there = existing.area.geometry
+    found = f"{safe(existing.space_name)!r} {there.sector_size}/{there.align_size}"
     raise CannotCreate(
         f"{target.path}:{target.offset}: a lockspace is there already, found {found}, "
         f"expected {safe(name)!r} {geometry.sector_size}/{geometry.align_size}"

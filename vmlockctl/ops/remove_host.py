@@ -26,8 +26,8 @@ def remove_host(session: Session, target_text: Optional[str]) -> Membership:
     directory = session.directory_of(membership)
     claims = ClaimStore(directory.claims_path).all()
     if claims:
-        names = ", ".join(f"{safe(c.disk)} ({'process ' + str(c.processes[0].pid) if c.processes else c.state})"
-                          for c in claims)  # fmt: skip
+        held = [(safe(c.disk), c.processes[0].pid if c.processes else c.state) for c in claims]
+        names = ", ".join(f"{disk} (process {user})" for disk, user in held)
         raise Refused(
             f"{membership.target}: leases are held: {names}",
             hint="stop those VMs first",

@@ -10,7 +10,7 @@ import os
 from typing import NamedTuple, Optional
 
 from vmlockctl.errors import CannotExecute, CommandNotFound, UsageError, VmlockctlError
-from vmlockctl.host.qemu import find_disks, is_qemu, vm_name, vm_uuid
+from vmlockctl.host.qemu import find_disks, vm_name, vm_uuid
 from vmlockctl.log import WARNING, log
 from vmlockctl.ops.acquire import Acquired, DiskRequest, Options, acquire
 from vmlockctl.ops.release import release
@@ -38,7 +38,7 @@ def plan(command: Sequence[str], disks: Sequence[DiskRequest], *, auto_disks: bo
     program = _find_program(command[0])
     wanted = {disk.path: disk for disk in disks}
     vm = uuid = ""
-    if auto_disks and is_qemu(program):
+    if auto_disks:
         for found in find_disks(command):
             named = wanted.get(found.path)
             if named is None or (named.shared and not found.shared and named not in disks):

@@ -57,7 +57,7 @@ class Driver:
             while True:
                 try:
                     outcome = self._perform(step)
-                except Exception as error:  # the procedure decides what an error means
+                except Exception as error:  # noqa: BLE001 - the procedure decides what an error means
                     step = procedure.throw(error)
                 else:
                     step = procedure.send(outcome)

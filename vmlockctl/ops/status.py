@@ -1,0 +1,284 @@
+"""status: hosts, their state and age, leases, and the VMs and processes behind them.
+
+Liveness is only what was observed: the daemon's table together with what the records say now, else
+``observe_seconds`` of watching, else unknown; the result says which.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple, Optional
+
+from vmlockctl import clock
+from vmlockctl.config import load
+from vmlockctl.daemon.claims import Claim, ClaimStore
+from vmlockctl.daemon.hoststate import LEVEL, LIVE, LOST, HostState, Membership
+from vmlockctl.daemon.main import daemon_pid, standby_pid
+from vmlockctl.errors import NoSuchArea, NotJoined
+from vmlockctl.host.process import is_alive
+from vmlockctl.lease.delta import Lockspace, identify_lockspace, occupied_records
+from vmlockctl.lease.liveness import (
+    DEAD,
+    FREE,
+    NEVER_OBSERVED,
+    Observation,
+    dead_in_seconds,
+    host_state,
+    observe,
+)
+from vmlockctl.lease.steps import read_sectors
+from vmlockctl.ops.dump_leases import RESOURCE, AreaDump, dump
+from vmlockctl.ops.session import (
+    Session,
+    chosen_membership,
+    configured_target,
+    find_membership,
+    local_target,
+)
+from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target, resource_name
+from vmlockctl.storage.driver import Driver
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+FREE_MODE, EXCLUSIVE, SHARED, UNKNOWN_MODE = "free", "exclusive", "shared", "unknown"
+
+
+class Host(NamedTuple):
+    """One host id of the lockspace. Seconds; ``age`` and ``dead_in`` None where nothing was observed."""
+
+    host_id: int
+    host_name: str
+    generation: int
+    state: str
+    io_timeout: int
+    timestamp: int
+    age: Optional[float]
+    dead_in: Optional[float]
+    this_host: bool
+
+
+class Lease(NamedTuple):
+    resource: str
+    path: str
+    offset: int
+    disk: Optional[str]
+    mode: str
+    lver: Optional[int]
+    owners: list[dict[str, Any]]
+    takeover_in: Optional[float]
+    damage: list[dict[str, Any]]
+
+
+class Status(NamedTuple):
+    observed_at: float  # seconds since the epoch
+    observed_by: str  # "daemon", "watching" or "nobody"
+    lockspace: Lockspace
+    this_host: Optional[dict[str, Any]]
+    hosts: list[Host]
+    leases: list[Lease]
+    claims: list[Claim]
+
+
+def status(session: Session, disks: Sequence[str] = (), *, observe_seconds: float = 0.0) -> Status:
+    """Look at a lockspace; nothing is written.
+
+    Raises ``NotJoined``, ``NoSuchArea``, ``OnDiskError`` and ``StorageError`` leaves.
+    """
+    membership, target = _which(session)
+    directory = session.directory_of(membership) if membership is not None else None
+    state = directory.read_state() if directory is not None else None
+    rows = directory.read_observations() if directory is not None else {}
+    claims = ClaimStore(directory.claims_path).all() if directory is not None else []
+    with Driver(writable=False) as driver:
+        lockspace = driver.run(identify_lockspace(target.path, target.offset, space_name=target.name))
+        records = _watch(driver, lockspace, rows, observe_seconds)
+    own_timeout = membership.io_timeout if membership is not None else lockspace.io_timeout
+    now = clock.monotonic()
+    our_id = state.membership.host_id if state is not None and state.state == LIVE else 0
+    hosts = [
+        _host(host_id, rows[host_id], now, own_timeout, is_ours=host_id == our_id)
+        for host_id in sorted(records)
+    ]
+    observed_by = (
+        "watching" if observe_seconds else ("daemon" if our_id and daemon_pid(session.run_dir) else "nobody")
+    )
+    leases = _leases(target, disks, hosts, claims, our_id)
+    return Status(clock.wall(), observed_by, lockspace, _this_host(session, state), hosts, leases, claims)
+
+
+def _which(session: Session) -> tuple[Optional[Membership], Target]:
+    """The lockspace to look at; one that this host has not joined can be looked at too."""
+    config = load()
+    target = configured_target(session, config)
+    if target is not None:
+        membership = find_membership(session, target)
+        return membership, target
+    membership = chosen_membership(session, config)
+    if membership is not None:
+        return membership, Target(
+            membership.path, membership.offset, membership.name, 0, membership.lease_dir
+        )
+    for candidate in (local_target(session), parse_target("/var/lib/libvirt/sanlock")):
+        if os.path.exists(candidate.path):
+            return None, candidate
+    raise NotJoined("this host has not joined any lockspace", hint="name one with -L TARGET")
+
+
+def _watch(driver: Driver, lockspace: Lockspace, rows: dict[int, Observation], seconds: float) -> set[int]:
+    """Bring ``rows`` up to now, by one look or by watching; return the host ids that are in use."""
+    area = lockspace.area
+    end = clock.monotonic() + seconds
+    while True:
+        image = driver.run(read_sectors(area, 0, area.geometry.sectors, lockspace.io_timeout))
+        now = clock.monotonic()
+        found = set()
+        for host_id, record in occupied_records(area, image):
+            rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, now)
+            found.add(host_id)
+        if now >= end:
+            return found
+        clock.sleep(min(1.0, end - now))
+
+
+def _host(host_id: int, row: Observation, now: float, own_timeout: int, *, is_ours: bool) -> Host:
+    state = host_state(row, now, own_io_timeout=own_timeout, is_ours=is_ours)
+    silent = state == FREE
+    return Host(
+        host_id,
+        row.host_name,
+        row.owner_generation,
+        state,
+        row.io_timeout,
+        row.timestamp,
+        None if silent else round(now - row.last_change, 1),
+        None if silent else round(dead_in_seconds(row, now, own_io_timeout=own_timeout), 1),
+        is_ours,
+    )
+
+
+def _this_host(session: Session, state: Optional[HostState]) -> Optional[dict[str, Any]]:
+    if state is None:
+        return None
+    member = state.membership
+    shown = state.state
+    if shown == LIVE and not state.is_certain(clock.boottime()):
+        shown = LOST
+    return {
+        "host_id": member.host_id,
+        "host_name": member.host_name,
+        "generation": state.generation,
+        "state": shown,
+        "expires_in": round(state.expires_at - clock.boottime(), 1) if shown == LIVE else None,
+        "daemon_pid": daemon_pid(session.run_dir) or None,
+        "standby_pid": standby_pid(session.run_dir) or None,
+        "watchdog": None,
+        "level": LEVEL,
+        "problem": state.problem,
+    }
+
+
+def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
+    """The lease files of disks, or of everything in the lease directory."""
+    directory = target.lease_dir
+    if disks and directory is not None:
+        paths = []
+        for disk in disks:
+            given = os.path.join(os.getcwd(), disk)
+            names = dict.fromkeys((given, os.path.realpath(given)))
+            paths += [os.path.join(directory, resource_name(name)) for name in names]
+        found = [path for path in paths if os.path.exists(path)]
+        if not found:
+            raise NoSuchArea(
+                f"{', '.join(disks)}: no lease in {directory}",
+                hint="a lease is made when a disk is first acquired",
+            )
+        return found
+    if directory is None:
+        return []
+    return sorted(
+        os.path.join(directory, name)
+        for name in os.listdir(directory)
+        if name != LIBVIRT_LOCKSPACE and not name.startswith(".")
+    )
+
+
+def _leases(
+    target: Target, disks: Sequence[str], hosts: Sequence[Host], claims: Sequence[Claim], our_id: int
+) -> list[Lease]:
+    paths = lease_paths(target, disks)
+    by_id = {host.host_id: host for host in hosts}
+    by_resource = {claim.resource: claim for claim in claims}
+    lockspace_first = [target.path] if target.lease_dir is not None and paths else []
+    return [
+        lease_of(area, by_id, by_resource.get(os.path.basename(area.path)), our_id)
+        for area in dump([*lockspace_first, *paths])
+        if area.path != target.path
+    ]
+
+
+def lease_of(area: AreaDump, hosts: dict[int, Host], claim: Optional[Claim], our_id: int) -> Lease:
+    """What one resource area says, joined with what is known of the hosts and of this host's claim."""
+    resource = area.leader["resource_name"] if area.leader else os.path.basename(area.path)
+    note = area.owner_note or {}
+    disk = claim.disk if claim is not None else note.get("disk")
+    if area.kind != RESOURCE or area.leader is None or area.damage:
+        lver = area.leader["lver"] if area.leader else None
+        return Lease(resource, area.path, area.offset, disk, UNKNOWN_MODE, lver, [], None, area.damage)
+    leader = area.leader
+    dblocks = {dblock["host_id"]: dblock for dblock in area.dblocks or []}
+    owners: list[dict[str, Any]] = []
+    mode, takeover_in = FREE_MODE, 0.0
+    owner_dblock = dblocks.get(leader["owner_id"])
+    overwritten_release = (
+        leader["write_id"] != leader["owner_id"] and owner_dblock is not None and owner_dblock["released"]
+    )
+    if leader["timestamp"] and not overwritten_release:
+        mode = EXCLUSIVE
+        owners = [_owner(leader["owner_id"], leader["owner_generation"], hosts, claim, note, our_id)]
+    else:
+        holders = [d for d in dblocks.values() if d["shared"] and _may_hold(d, hosts)]
+        if holders:
+            mode = SHARED
+            owners = [_owner(d["host_id"], d["mode_generation"], hosts, claim, note, our_id) for d in holders]
+    waits = [owner["takeover_in"] for owner in owners]
+    earliest = None if None in waits else max(waits, default=takeover_in)
+    return Lease(resource, area.path, area.offset, disk, mode, leader["lver"], owners, earliest, [])
+
+
+def _may_hold(dblock: dict[str, Any], hosts: dict[int, Host]) -> bool:
+    """A shared mark of a host that left, or of an earlier generation of it, holds nothing."""
+    host = hosts.get(dblock["host_id"])
+    return host is None or (host.state != FREE and host.generation <= dblock["mode_generation"])
+
+
+def _owner(
+    host_id: int,
+    generation: int,
+    hosts: dict[int, Host],
+    claim: Optional[Claim],
+    note: dict[str, Any],
+    our_id: int,
+) -> dict[str, Any]:
+    host = hosts.get(host_id)
+    gone = host is not None and (host.generation > generation or host.state in (FREE, DEAD))
+    known: dict[str, Any] = {"pid": None, "vm": None, "uuid": None}
+    if claim is not None and host_id == our_id and claim.generation == generation:
+        alive = [process.pid for process in claim.processes if is_alive(process)]
+        known = {"pid": alive[0] if alive else None, "vm": claim.vm, "uuid": claim.uuid}
+    elif note.get("current") and note.get("host_id") == host_id:
+        known = {key: note.get(key) for key in known}
+    return {
+        "host_id": host_id,
+        "host_name": host.host_name if host else None,
+        "generation": generation,
+        "state": host.state if host else "unknown",
+        "io_timeout": host.io_timeout if host else None,
+        "age": host.age if host else None,
+        "dead_in": host.dead_in if host else None,
+        **known,
+        "this_host": host_id == our_id,
+        "takeover_in": 0.0 if gone else (host.dead_in if host else None),
+    }
