@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from vmlockctl.host.openers import Identity
-from vmlockctl.host.process import Process
+from vmlockctl.host.openers import Identity, find_openers
+from vmlockctl.host.process import Process, boot_id, is_alive
 from vmlockctl.host.rundir import FileLock, read_json, remove, write_json
 from vmlockctl.lease.resource import Resource
 
@@ -56,6 +56,22 @@ class Claim(NamedTuple):
     @property
     def lease(self) -> Resource:
         return Resource(self.path, self.offset, self.resource)
+
+
+def takers_over(claim: Claim) -> list[Process]:
+    """Processes that use a claimed disk without being named by the claim (QEMU's -daemonize).
+
+    For an exclusive claim, whoever may write the disk; for a shared one, whoever has it open.
+    """
+    if claim.identity is None:
+        return []
+    known = {process.pid for process in claim.processes if is_alive(process)}
+    found = find_openers([claim.identity], skip=known).openers.get(claim.identity, [])
+    return [
+        Process(opener.pid, opener.start_time, boot_id())
+        for opener in found
+        if opener.writable or claim.is_shared
+    ]
 
 
 class ClaimStore:

@@ -11,7 +11,7 @@ import queue
 import threading
 
 from vmlockctl import clock
-from vmlockctl.daemon.claims import ACQUIRING, HELD, RELEASING, Claim, ClaimStore
+from vmlockctl.daemon.claims import ACQUIRING, HELD, RELEASING, Claim, ClaimStore, takers_over
 from vmlockctl.daemon.renewal import log_write
 from vmlockctl.errors import (
     HostLeaseLost,
@@ -23,7 +23,7 @@ from vmlockctl.errors import (
     VmlockctlError,
 )
 from vmlockctl.host.openers import find_openers
-from vmlockctl.host.process import Process, boot_id, is_alive
+from vmlockctl.host.process import Process, is_alive
 from vmlockctl.lease.release import release, retract
 from vmlockctl.lease.resource import names_us, verify_held
 from vmlockctl.lease.timeouts import id_renewal_fail_seconds, id_renewal_seconds
@@ -41,22 +41,6 @@ if TYPE_CHECKING:
 _VERIFY = "verify"
 _SETTLE = "settle"
 _STOP = "stop"
-
-
-def takers_over(claim: Claim, *, skip: frozenset[int] = frozenset()) -> list[Process]:
-    """Processes that use a claimed disk without being named by the claim (QEMU's -daemonize).
-
-    For an exclusive claim, whoever may write the disk; for a shared one, whoever has it open.
-    """
-    if claim.identity is None:
-        return []
-    known = {process.pid for process in claim.processes if is_alive(process)}
-    found = find_openers([claim.identity], skip=known | skip).openers.get(claim.identity, [])
-    return [
-        Process(opener.pid, opener.start_time, boot_id())
-        for opener in found
-        if opener.writable or claim.is_shared
-    ]
 
 
 class LeaseWork:

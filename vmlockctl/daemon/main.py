@@ -12,8 +12,16 @@ import signal
 import threading
 
 from vmlockctl import clock
+from vmlockctl.daemon.control import (
+    DAEMON_LOCK,
+    DAEMON_PID,
+    STANDBY_LOCK,
+    STANDBY_PID,
+    daemon_pid,
+    standby_pid,
+)
 from vmlockctl.daemon.supervisor import TICK_SECONDS, Supervisor
-from vmlockctl.host.process import identify, open_pidfd, read_stat, send
+from vmlockctl.host.process import identify, name_ourselves, open_pidfd, read_stat, send
 from vmlockctl.host.rundir import FileLock, is_locked, read_pid, remove, write_pid
 from vmlockctl.host.spawn import reap_children, spawn_daemon
 from vmlockctl.log import ERROR, WARNING, log
@@ -25,11 +33,6 @@ if TYPE_CHECKING:
 
     from vmlockctl.host.rundir import RunDir
 
-DAEMON_LOCK = "daemon.lock"
-DAEMON_PID = "daemon.pid"
-STANDBY_LOCK = "standby.lock"
-STANDBY_PID = "standby.pid"
-
 _STUCK_TICKS = 8  # of the standby's own clock: a machine that was paused as a whole is not a stuck daemon
 _STANDBY_RESTART_SECONDS = 2.0
 
@@ -39,7 +42,7 @@ def run(run_dir: RunDir, *, grace_seconds: float, foreground: bool) -> None:
     run_dir.create()
     os.umask(0o077)
     os.chdir("/")
-    _name_ourselves("vmlockctl")
+    name_ourselves("vmlockctl")
     lock = FileLock(run_dir.file(DAEMON_LOCK))
     if not lock.try_acquire() and not _stand_by(run_dir, lock):
         return
@@ -47,33 +50,6 @@ def run(run_dir: RunDir, *, grace_seconds: float, foreground: bool) -> None:
         lock = FileLock(lock.path)
         lock.acquire()
     _Daemon(run_dir, lock, grace_seconds=grace_seconds, foreground=foreground).run()
-
-
-def is_running(run_dir: RunDir) -> bool:
-    return is_locked(run_dir.file(DAEMON_LOCK))
-
-
-def daemon_pid(run_dir: RunDir) -> int:
-    """The running daemon's pid, or 0."""
-    return read_pid(run_dir.file(DAEMON_PID)) if is_running(run_dir) else 0
-
-
-def standby_pid(run_dir: RunDir) -> int:
-    return read_pid(run_dir.file(STANDBY_PID)) if is_locked(run_dir.file(STANDBY_LOCK)) else 0
-
-
-def ensure_running(run_dir: RunDir, *, within_seconds: float = 10.0) -> bool:
-    """Start the daemon in the background if none runs; True when one does."""
-    run_dir.create()
-    if is_running(run_dir):
-        return True
-    spawn_daemon(run_dir.path if run_dir.is_moved else None, detached=True)
-    deadline = clock.monotonic() + within_seconds
-    while not is_running(run_dir):
-        if clock.monotonic() > deadline:
-            return False
-        clock.sleep(0.02)
-    return True
 
 
 class _Daemon:
@@ -194,11 +170,3 @@ def _is_dead_in_the_kernel(run_dir: RunDir) -> bool:
     pid = read_pid(run_dir.file(DAEMON_PID))
     stat = read_stat(pid) if pid else None
     return stat is not None and stat.is_zombie and is_locked(run_dir.file(DAEMON_LOCK))
-
-
-def _name_ourselves(name: str) -> None:
-    try:
-        with open("/proc/self/comm", "w", encoding="ascii") as file:
-            file.write(name)
-    except OSError:
-        pass

@@ -232,3 +232,12 @@ def live_threads(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):
         pass
     return threads
+
+
+def name_ourselves(name: str) -> None:
+    """Show this name in ``ps`` and ``top``, not the interpreter's."""
+    try:
+        with open("/proc/self/comm", "w", encoding="ascii") as file:
+            file.write(name)
+    except OSError:
+        pass

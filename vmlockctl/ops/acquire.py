@@ -6,7 +6,6 @@ Next: ``managers/embedded.py``, which works on one lease after the other.
 from __future__ import annotations
 
 import os
-from random import uniform
 from typing import NamedTuple, Optional
 
 from vmlockctl import clock
@@ -161,7 +160,13 @@ def _acquire_waiting(
                     details=error.details,
                 ) from None
             on_wait(error.message, left if left != float("inf") else None)
-            clock.sleep(min(uniform(*_RETRY_SECONDS), max(0.0, left)))
+            clock.sleep(min(_retry_delay(), max(0.0, left)))
+
+
+def _retry_delay() -> float:
+    from random import uniform  # 2 ms to load, and only who waits needs it
+
+    return uniform(*_RETRY_SECONDS)
 
 
 def explain_holder(error: ContentionError, directory: LockspaceDir, wants: Sequence[Want]) -> None:

@@ -96,7 +96,7 @@ def _already_joined(
             hint="leave first with 'vmlockctl remove-host'",
         )
     if state.state != LIVE or not state.is_certain(clock.boottime()):
-        from vmlockctl.daemon.main import ensure_running
+        from vmlockctl.daemon.control import ensure_running
 
         ensure_running(session.run_dir)
     return Joined(known, state.generation, already=True)

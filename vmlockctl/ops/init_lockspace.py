@@ -14,8 +14,8 @@ from typing import NamedTuple, Optional
 
 from vmlockctl import clock
 from vmlockctl.config import Config, load
+from vmlockctl.daemon.control import ensure_running
 from vmlockctl.daemon.hoststate import LockspaceDir, Membership
-from vmlockctl.daemon.main import ensure_running
 from vmlockctl.daemon.renewal import joined_state
 from vmlockctl.errors import CannotCreate, NoSuchArea, OnDiskError, Refused, StorageRefused, UsageError
 from vmlockctl.host.rundir import FileLock

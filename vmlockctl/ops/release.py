@@ -6,8 +6,7 @@ import os
 from typing import Optional
 
 from vmlockctl.config import load
-from vmlockctl.daemon.claims import Claim, ClaimStore
-from vmlockctl.daemon.leasework import takers_over
+from vmlockctl.daemon.claims import Claim, ClaimStore, takers_over
 from vmlockctl.errors import NotHeld, NotJoined, Refused
 from vmlockctl.host.process import comm, is_alive
 from vmlockctl.managers.base import lock_manager

@@ -8,8 +8,8 @@ from typing import Optional
 from vmlockctl import clock
 from vmlockctl.config import load
 from vmlockctl.daemon.claims import ClaimStore
+from vmlockctl.daemon.control import ensure_running
 from vmlockctl.daemon.hoststate import LEFT, LOST, Membership
-from vmlockctl.daemon.main import ensure_running
 from vmlockctl.errors import IoTimeout, NotJoined, Refused
 from vmlockctl.ops.session import Session, administered_target, find_membership
 from vmlockctl.text import safe

@@ -12,8 +12,8 @@ from typing import NamedTuple, Optional
 
 from vmlockctl import clock
 from vmlockctl.config import LIBVIRT_LEASE_DIR, Config
+from vmlockctl.daemon.control import ensure_running, is_running
 from vmlockctl.daemon.hoststate import LEFT, LockspaceDir, Membership
-from vmlockctl.daemon.main import ensure_running, is_running
 from vmlockctl.daemon.memberships import Memberships
 from vmlockctl.errors import ConfigError, DaemonNotRunning, NotJoined, UsageError
 from vmlockctl.host.rundir import RunDir

@@ -12,8 +12,8 @@ from typing import NamedTuple, Optional
 from vmlockctl import clock
 from vmlockctl.config import load
 from vmlockctl.daemon.claims import Claim, ClaimStore
+from vmlockctl.daemon.control import daemon_pid, standby_pid
 from vmlockctl.daemon.hoststate import LEVEL, LIVE, LOST, HostState, Membership
-from vmlockctl.daemon.main import daemon_pid, standby_pid
 from vmlockctl.errors import NoSuchArea, NotJoined
 from vmlockctl.host.process import is_alive
 from vmlockctl.lease.delta import Lockspace, identify_lockspace, occupied_records

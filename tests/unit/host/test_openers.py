@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.fusefs import FaultyMount
 from tests.unit.host.test_process import as_nobody, headless_process, root_only
-from vmlockctl.host.openers import Identity, Opener, find_openers
+from vmlockctl.host.openers import Identity, Opener, OpenersFound, find_openers
 from vmlockctl.host.process import identify
 
 # Opens its arguments, FLAGS:PATH each, and holds them open until its stdin ends.
@@ -293,14 +296,15 @@ def test_a_file_that_can_no_longer_be_told_is_counted(
 ) -> None:
     real_stat = os.stat
 
-    def stale(path: str) -> os.stat_result:
-        if path.endswith("/fd/7"):
-            raise OSError(116, "Stale file handle")
-        return real_stat(path)
+    def stale(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("/fd/7"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real_stat(path, **options)
 
     assert paper.found(mount_id=DETACHED)
-    monkeypatch.setattr(os, "stat", stale)
-    found = find_openers([paper.identity], proc=str(paper.root))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stale)
+        found = find_openers([paper.identity], proc=str(paper.root))
     assert found.openers == {}
     assert found.unreadable == 1
 
@@ -308,15 +312,19 @@ def test_a_file_that_can_no_longer_be_told_is_counted(
 # -- a file system that does not answer -------------------------------------------------------------
 
 
-def test_a_hung_file_system_is_not_asked(faulty: FaultyMount, disk: Path) -> None:
+def test_a_hung_file_system_is_not_asked(faulty: FaultyMount) -> None:
     hung = faulty.path / "disk.img"
     hung.write_bytes(bytes(4096))
     identity = Identity.of_path(str(hung))
+    results: list[OpenersFound] = []
+    scan = threading.Thread(target=lambda: results.append(find_openers([identity])), daemon=True)
     with held_open((os.O_RDWR, hung)) as pid:
         faulty.fail("hang")
         try:
-            found = find_openers([identity, Identity.of_path(str(disk))])
-            assert [opener.pid for opener in found.openers[identity]] == [pid]
+            scan.start()
+            scan.join(10)
             assert faulty.hits == 0
+            assert [opener.pid for opener in results[0].openers[identity]] == [pid]
         finally:
             faulty.heal()
+            scan.join(10)

@@ -253,7 +253,7 @@ def test_no_disks(arguments: list[str]) -> None:
         (["-drive", "if=none,driver=qcow2,file.driver=nbd,file.path=/sock,backing.file.filename=/base"],
          {"/base": "ro"}),
         # an option of a QEMU that we do not know, with and without an argument
-        (["-flux-capacitor", "-hda", "/a"], {"/a": "rw"}),
+        (["-flux-capacitor", "-cdrom", "/a"], {"/a": "ro"}),
         (["-flux-capacitor", "1.21GW", "-hda", "/a"], {"/a": "rw"}),
         # nodes in a ring: QEMU refuses them, and we come to an end
         ([*blockdev(driver="raw", node_name="x", file="y"),
