@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from typing import NamedTuple
 
 from vmlockctl import clock
 from vmlockctl.daemon.claims import ACQUIRING, HELD, Claim, ClaimStore
@@ -30,7 +31,15 @@ if TYPE_CHECKING:
     from vmlockctl.host.rundir import RunDir
 
 TICK_SECONDS = 1.0
+_BUSY_TICK_SECONDS = 0.1
 _STUCK_SECONDS = 10.0
+
+
+class _Killing(NamedTuple):
+    """The last signal that was logged for a process, and when (CLOCK_BOOTTIME)."""
+
+    signal_number: int
+    told_at: float
 
 
 class Watches:
@@ -122,7 +131,8 @@ class Keeper:
         self._claims: list[Claim] = []
         self._unsettled: set[str] = set()
         self._lost_since: Optional[float] = None
-        self._killed: dict[Process, float] = {}
+        self._killing: dict[Process, _Killing] = {}
+        self._everything_stopped = False
         self._doomed: dict[str, str] = {}  # resource -> why its process must end now
         self._verified_renewal = 0.0
         self.renewal.thread.start()
@@ -133,8 +143,8 @@ class Keeper:
 
     def deadline_in(self) -> float:
         """Seconds until this keeper must act whatever happens."""
-        if self._lost_since is not None or self._unsettled or self._doomed:
-            return 0.1
+        if self._unsettled or self._doomed or (self.renewal.is_lost and not self._everything_stopped):
+            return _BUSY_TICK_SECONDS
         return self.renewal.expires_in()
 
     def tick(self, ended: list[Process]) -> None:
@@ -200,21 +210,27 @@ class Keeper:
         now = clock.boottime()
         if self._lost_since is None:
             self._lost_since = now
-            self._killed = {}
+            self._killing = {}
+            self._everything_stopped = False
         waited = now - self._lost_since
         hard = self.renewal.kill_at_once or waited >= self._grace_seconds
         left = [process for process in self._victims() if self._watches.watch(process)]
         for process in left:
             self._kill(process, signal.SIGKILL if hard else signal.SIGTERM)
-        if left:
-            return
-        for claim in self._claims:
-            with self.claims.lock(claim.resource) as lock:
-                self.claims.remove(claim.resource)
-                lock.release(unlink=True)
+        if not left and self._forget_claims():
+            self._everything_stopped = True
+            self.renewal.all_processes_gone()
+
+    def _forget_claims(self) -> bool:
+        """Drop the claims of a lost host lease; False while somebody still holds the lock of one."""
+        for claim in self.claims.all():
+            lock = self.claims.lock(claim.resource)
+            if not lock.try_acquire():
+                return False
+            self.claims.remove(claim.resource)
+            lock.release(unlink=True)
             log(f"{claim.resource}: {safe(claim.disk)}: its processes are gone, its lease is left to expire")
-        self._claims = []
-        self.renewal.all_processes_gone()
+        return True
 
     def _victims(self) -> set[Process]:
         """Whoever may write: processes with a lease, and commands inside a ballot."""
@@ -227,13 +243,14 @@ class Keeper:
         return victims
 
     def _kill(self, process: Process, signal_number: int) -> None:
-        first = self._killed.setdefault(process, clock.boottime())
-        stuck = clock.boottime() - first >= _STUCK_SECONDS
-        log(
-            f"process {process.pid}: {signal.Signals(signal_number).name}"
-            + (": it survives, stuck in the kernel; its lease is not released" if stuck else ""),
-            ERROR if stuck else WARNING,
-        )
+        now = clock.boottime()
+        before = self._killing.get(process)
+        if before is None or before.signal_number != signal_number:
+            log(f"process {process.pid}: {signal.Signals(signal_number).name}", WARNING)
+            self._killing[process] = _Killing(signal_number, now)
+        elif now - before.told_at >= _STUCK_SECONDS:
+            log(f"process {process.pid} survives, stuck in the kernel; its lease is not released", ERROR)
+            self._killing[process] = _Killing(signal_number, now)
         self._watches.send(process, signal_number)
 
 
@@ -260,7 +277,10 @@ class Supervisor:
         timeout = min([TICK_SECONDS, *(keeper.deadline_in() for keeper in self.keepers.values())])
         ended = self.watches.wait(timeout)
         for keeper in self.keepers.values():
-            keeper.tick(ended)
+            try:
+                keeper.tick(ended)
+            except Exception as error:  # noqa: BLE001 - one lockspace must not end the watch of the others
+                log(f"{keeper.membership.target}: internal error: {type(error).__name__}: {error}", ERROR)
 
     def has_claims(self) -> bool:
         return any(keeper.claims.all() for keeper in self.keepers.values())

@@ -21,7 +21,7 @@ from vmlockctl.errors import (
     StorageError,
     VmlockctlError,
 )
-from vmlockctl.host.openers import Opener, find_openers
+from vmlockctl.host.openers import Identity, Opener, find_openers
 from vmlockctl.host.process import Process, boot_id, comm, identify, is_alive
 from vmlockctl.host.rundir import FileLock
 from vmlockctl.lease.delta import probe
@@ -72,6 +72,7 @@ class EmbeddedManager:
         granted: list[Grant] = []
         state = self._directory.require_live()
         self._generation = state.generation
+        self._refuse_openers(wants, user.process)
         try:
             for want in sorted(wants):
                 grant = self._acquire_one(state, want, user, expect_lver)
@@ -184,10 +185,22 @@ class EmbeddedManager:
             if all(process.pid in ours for process in users) or (other.is_shared and claim.is_shared):
                 continue
             raise held_by_claim(other, claim.disk, users)
-        found = find_openers([claim.identity], skip=ours).openers.get(claim.identity, [])
-        for opener in found:
-            if opener.writable:
-                raise _open_without_lease(claim.disk, opener)
+
+    def _refuse_openers(self, wants: Sequence[Want], *users: Process) -> None:
+        """Refuse a disk that another process has open for writing: one look at /proc for all disks."""
+        disks = {want.identity: want.disk for want in wants if want.identity is not None}
+        ours = {process.pid for process in users} | {os.getpid()}
+        for identity, openers in find_openers(list(disks), skip=ours).openers.items():
+            for opener in openers:
+                if opener.writable:
+                    raise self._in_use_by(disks[identity], identity, opener)
+
+    def _in_use_by(self, disk: str, identity: Identity, opener: Opener) -> HeldLocally:
+        for claim in self._store.all():
+            users = [process for process in claim.processes if process.pid == opener.pid]
+            if users and claim.identity == identity:
+                return held_by_claim(claim, disk, users)
+        return _open_without_lease(disk, opener)
 
     def _refuse_forgotten_owner(self, state: HostState, claim: Claim) -> None:
         """The disk says that this host holds the lease, and our records do not: ask the owner note.
@@ -303,6 +316,7 @@ class EmbeddedManager:
                 want.resource, want.path, want.offset, want.disk, want.identity, EXCLUSIVE, RELEASING,
                 state.membership.host_id, state.generation, 0, (), _ourselves(),
             )  # fmt: skip
+            self._refuse_openers([want])
             self._refuse_local_conflicts(unclaimed)
             self._refuse_forgotten_owner(state, unclaimed)
             self._store.write(unclaimed)

@@ -7,6 +7,7 @@ crash; the daemon releases the leases when the process is gone.
 from __future__ import annotations
 
 import os
+import signal
 from typing import NamedTuple, Optional
 
 from vmlockctl.errors import CannotExecute, CommandNotFound, UsageError, VmlockctlError
@@ -72,6 +73,9 @@ def run(
         "VMLOCKCTL_GENERATION": str(first.generation),
     }
     before_exec(acquired)
+    # Python ignores these; a command expects to find them as the shell would leave them.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
         os.execve(planned.program, planned.command, environment)
     except OSError as error:
