@@ -8,14 +8,14 @@ of TOML; a host without the file never loads a parser.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Optional
 
 from vmlockctl.errors import ConfigError, UsageError
+from vmlockctl.records import NamedTuple
 from vmlockctl.specs import check_host_name, parse_host_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Optional
 
 CONFIG_PATH = "/etc/vmlockctl.toml"
 LIBVIRT_CONFIG_PATH = "/etc/libvirt/qemu-sanlock.conf"

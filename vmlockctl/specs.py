@@ -8,11 +8,15 @@ that both exclude each other; nothing is canonicalised silently.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Optional
 
 from vmlockctl.errors import UsageError
+from vmlockctl.records import NamedTuple
 from vmlockctl.text import safe
 from vmlockctl.units import parse_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 LIBVIRT_LOCKSPACE = "__LIBVIRT__DISKS__"
 MAX_NAME_BYTES = 48  # lockspaces and resources

@@ -6,7 +6,7 @@ tables for everything else: help, completion, and the message for a call that is
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ so that a command that dies half way leaves a claim whose lock is free, and the 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from vmlockctl.host.openers import Identity, find_openers
 from vmlockctl.host.process import Process, boot_id, is_alive
 from vmlockctl.host.rundir import FileLock, read_json, remove, write_json
 from vmlockctl.lease.resource import Resource
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ when (CLOCK_BOOTTIME). The daemon holds nothing that it cannot read back from he
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from vmlockctl import clock
 from vmlockctl.errors import HostLeaseLost, NotJoined
@@ -21,6 +20,7 @@ from vmlockctl.lease.steps import Area
 from vmlockctl.lease.timeouts import id_renewal_fail_seconds
 from vmlockctl.ondisk.geometry import Geometry
 from vmlockctl.ondisk.leader import Leader
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

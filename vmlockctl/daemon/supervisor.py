@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-from typing import NamedTuple
 
 from vmlockctl import clock
 from vmlockctl.daemon.claims import ACQUIRING, HELD, Claim, ClaimStore
@@ -21,6 +20,7 @@ from vmlockctl.daemon.memberships import Memberships
 from vmlockctl.daemon.renewal import Renewal
 from vmlockctl.host.process import Process, open_pidfd, send
 from vmlockctl.log import ERROR, WARNING, log
+from vmlockctl.records import NamedTuple
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False

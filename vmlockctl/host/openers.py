@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from vmlockctl.host.process import live_threads, parse_stat, read_proc, read_stat
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

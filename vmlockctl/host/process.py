@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
+
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

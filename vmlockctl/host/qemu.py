@@ -11,8 +11,6 @@ and data files that only the image itself names.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from vmlockctl.errors import UsageError
 from vmlockctl.host.qemu_nodes import (
     make_tree,
@@ -23,6 +21,7 @@ from vmlockctl.host.qemu_nodes import (
     written_files,
 )
 from vmlockctl.host.qemu_options import Option, is_on, last_value, options, split_pairs
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

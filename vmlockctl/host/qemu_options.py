@@ -7,7 +7,7 @@ program; options that only other versions have are from their documentation.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

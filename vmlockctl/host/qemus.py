@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from vmlockctl.errors import UsageError
 from vmlockctl.host.process import cmdline
 from vmlockctl.host.qemu import QemuDisk, find_disks, is_qemu, vm_name
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ import os
 
 from vmlockctl import clock
 from vmlockctl.errors import ConfigError, StorageRefused, VmlockctlError
+from vmlockctl.fastjson import dumps, loads
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,11 +110,9 @@ def _as_file_name(name: str) -> str:
 
 def read_json(path: str) -> Optional[dict[str, Any]]:
     """A record of ours; None where there is none. Half-written ones cannot exist (``write_json``)."""
-    import json
-
     try:
-        with open(path, "rb") as file:
-            record = json.loads(file.read())
+        with open(path, encoding="utf-8") as file:
+            record = loads(file.read())
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -127,12 +126,10 @@ def read_json(path: str) -> Optional[dict[str, Any]]:
 
 def write_json(path: str, record: dict[str, Any], *, durable: bool = False) -> None:
     """Replace a record of ours in one step. ``durable`` survives a power failure."""
-    import json
-
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "w", encoding="utf-8", opener=_private) as file:
-            file.write(json.dumps(record))
+            file.write(dumps(record))
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

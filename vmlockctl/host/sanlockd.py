@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
 
 from vmlockctl import clock
 from vmlockctl.errors import EXIT_NOT_JOINED, VmlockctlError
+from vmlockctl.records import NamedTuple
 from vmlockctl.text import decode_name
 
 TYPE_CHECKING = False

@@ -11,9 +11,6 @@ anything after it fails, other hosts may still commit our value (section 4.8).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Optional, Union
-
 from vmlockctl.errors import WrongDblock
 from vmlockctl.lease.steps import Area, Procedure, now, read_sectors, write_sectors
 from vmlockctl.lease.timeouts import read_timeout_seconds, write_timeout_seconds
@@ -25,6 +22,12 @@ from vmlockctl.ondisk.dblock import (
     own_sector,
     verify_dblock,
 )
+from vmlockctl.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Optional, Union
 
 _UNUSED = bytes(USED_LEN)
 

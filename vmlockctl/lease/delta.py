@@ -14,9 +14,6 @@ I/Os of a join: 1 probe, 2 read, 3 write, 4 read back. Of a renewal: 1 read area
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import NamedTuple, Optional
-
 from vmlockctl.errors import HostIdBusy, HostLeaseLost, OnDiskError, UsageError, WrongField, WrongMagic
 from vmlockctl.lease.steps import (
     Area,
@@ -48,7 +45,13 @@ from vmlockctl.ondisk.leader import (
     name_field,
     verify_delta,
 )
+from vmlockctl.records import NamedTuple
 from vmlockctl.text import safe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Optional
 
 _NO_OWNER = bytes(8)
 _PROBE_GEOMETRY = Geometry(PROBE_SIZE, 1 << 20)

@@ -7,10 +7,9 @@ renewal reads.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from vmlockctl.lease.timeouts import host_dead_seconds, host_fail_seconds, sane_io_timeout
 from vmlockctl.ondisk.leader import Leader
+from vmlockctl.records import NamedTuple
 
 FREE = "free"
 UNKNOWN = "unknown"

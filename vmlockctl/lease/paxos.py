@@ -15,9 +15,6 @@ r6 leader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Optional
-
 from vmlockctl.errors import (
     LeaseHeld,
     LverMoved,
@@ -76,7 +73,13 @@ from vmlockctl.ondisk.dblock import (
 )
 from vmlockctl.ondisk.geometry import LEADER_SECTOR
 from vmlockctl.ondisk.leader import FLAG_SHORT_HOLD, Leader
+from vmlockctl.records import NamedTuple
 from vmlockctl.text import safe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Optional
 
 # Rounds of "somebody's ballot is larger" or "is newer" before we give up. Each backs off for half a
 # second on average; honest contention among dozens of hosts ends in far fewer.

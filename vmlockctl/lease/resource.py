@@ -6,9 +6,6 @@ sanlock lacks: in every renewal cycle the leader of a held lease is read again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Optional
-
 from vmlockctl.errors import LeaseLost, OnDiskError, WrongDblock
 from vmlockctl.lease.ballot import Proposer
 from vmlockctl.lease.delta import Lockspace, probe
@@ -18,6 +15,12 @@ from vmlockctl.lease.timeouts import read_timeout_seconds, write_timeout_seconds
 from vmlockctl.ondisk.dblock import Dblock, ModeBlock, verify_dblock
 from vmlockctl.ondisk.geometry import LEADER_SECTOR
 from vmlockctl.ondisk.leader import Leader, verify_paxos
+from vmlockctl.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Optional
 
 
 class Claimant(NamedTuple):

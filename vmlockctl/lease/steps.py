@@ -16,10 +16,13 @@ interleaving: its state is exactly the results it has been told.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import NamedTuple, TypeVar, Union
-
 from vmlockctl.ondisk.geometry import Geometry
+from vmlockctl.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from typing import TypeVar, Union
 
 
 class Area(NamedTuple):
@@ -68,11 +71,14 @@ class Journal(NamedTuple):
     record: bytes
 
 
-Step = Union[ReadSectors, WriteSector, Wait, Clock, Random, Journal]
-Outcome = Union[bytes, int, float, None]
+if TYPE_CHECKING:
+    Step = Union[ReadSectors, WriteSector, Wait, Clock, Random, Journal]
+    Outcome = Union[bytes, int, float, None]
 
-T = TypeVar("T")
-Procedure = Generator[Step, Outcome, T]
+    T = TypeVar("T")
+    Procedure = Generator[Step, Outcome, T]
+else:
+    Step = Outcome = Procedure = object  # names for annotations, which nobody evaluates
 
 
 def read_sectors(area: Area, sector: int, sector_count: int, timeout_seconds: float) -> Procedure[bytes]:

@@ -6,14 +6,13 @@ directly, because reading entry points takes longer than an acquire.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
-
 from vmlockctl.errors import ConfigError
+from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Protocol
+    from typing import Optional, Protocol
 
     from vmlockctl.daemon.hoststate import LockspaceDir
     from vmlockctl.host.openers import Identity

@@ -20,10 +20,10 @@ rewrites the other. Bytes 56..127 and from 144 are written as zeros and ignored 
 from __future__ import annotations
 
 from struct import Struct
-from typing import NamedTuple
 
 from vmlockctl.errors import WrongDblock
 from vmlockctl.ondisk.checksum import checksum
+from vmlockctl.records import NamedTuple
 
 DBLOCK = Struct("<6Q 2I")
 MODE_BLOCK = Struct("<I 4x Q")

@@ -12,10 +12,13 @@ The only place where a host_id becomes a sector number.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
-
 from vmlockctl.errors import UsageError, WrongGeometry, WrongSectorSize
+from vmlockctl.records import NamedTuple
 from vmlockctl.units import MIB, format_size
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 ALIGN_FLAGS = {1 * MIB: 0x10, 2 * MIB: 0x20, 4 * MIB: 0x40, 8 * MIB: 0x80}
 ALIGN_MASK = 0xF0

@@ -29,7 +29,6 @@ because it starts from the record that it read. Next: ``dblock.py``, then ``leas
 from __future__ import annotations
 
 from struct import Struct
-from typing import NamedTuple
 
 from vmlockctl.errors import (
     ClearedResource,
@@ -43,6 +42,7 @@ from vmlockctl.errors import (
 )
 from vmlockctl.ondisk.checksum import checksum
 from vmlockctl.ondisk.geometry import Geometry, from_leader_fields
+from vmlockctl.records import NamedTuple
 from vmlockctl.text import decode_name, safe
 
 LEADER = Struct("<4I 5Q 48s 48s 2Q I 2H 3Q")

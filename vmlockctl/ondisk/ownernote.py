@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from vmlockctl.fastjson import dumps, loads
 from vmlockctl.ondisk.checksum import crc32c
 from vmlockctl.ondisk.geometry import NOTE_SIZE
 
@@ -37,12 +38,10 @@ assert HEADER.size == 20
 
 def to_bytes(note: Mapping[str, Any]) -> bytes:
     """The 4096 bytes of the area's tail; long texts are cut so that it always fits."""
-    import json
-
-    body = json.dumps(note, separators=(",", ":")).encode()
+    body = dumps(note).encode()
     if len(body) > _JSON_MAX:
         note = {key: value[:400] if isinstance(value, str) else value for key, value in note.items()}
-        body = json.dumps(note, separators=(",", ":")).encode()
+        body = dumps(note).encode()
     assert len(body) <= _JSON_MAX, "the fields of a note are few and bounded"
     head = HEADER.pack(MAGIC, VERSION, len(body), 0)[:_CRC_OFFSET]
     return (head + crc32c(head + body).to_bytes(4, "little") + body).ljust(NOTE_SIZE, b"\0")
@@ -50,8 +49,6 @@ def to_bytes(note: Mapping[str, Any]) -> bytes:
 
 def from_bytes(data: bytes) -> Optional[dict[str, Any]]:
     """The note, or None where there is none that can be trusted to be one."""
-    import json
-
     magic, version, length, crc = HEADER.unpack_from(data)
     if magic != MAGIC or version != VERSION or length > _JSON_MAX:
         return None
@@ -59,7 +56,7 @@ def from_bytes(data: bytes) -> Optional[dict[str, Any]]:
     if crc32c(data[:_CRC_OFFSET] + body) != crc:
         return None
     try:
-        note = json.loads(body)
+        note = loads(body.decode())
     except ValueError:
         return None
     return note if isinstance(note, dict) else None

@@ -12,9 +12,9 @@ No checksum. Bytes 20..23 are padding that sanlock writes and nobody reads.
 from __future__ import annotations
 
 from struct import Struct
-from typing import NamedTuple
 
 from vmlockctl.errors import WrongMagic, WrongVersion
+from vmlockctl.records import NamedTuple
 
 REQUEST = Struct("<2I Q I")
 REQUEST_MAGIC = 0x08292011

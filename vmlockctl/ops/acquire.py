@@ -6,7 +6,6 @@ Next: ``managers/embedded.py``, which works on one lease after the other.
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Optional
 
 from vmlockctl import clock
 from vmlockctl.config import Config, load
@@ -27,12 +26,14 @@ from vmlockctl.ops.areas import ensure_lease_file
 from vmlockctl.ops.disks import Disk, find_disk
 from vmlockctl.ops.local import ensure_local_lockspace
 from vmlockctl.ops.session import Session, chosen_membership, lease_path, live_directory
+from vmlockctl.records import NamedTuple
 from vmlockctl.specs import resource_name
 from vmlockctl.text import format_seconds, safe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Optional
 
 # Between two attempts of --wait; random, so that no host is always second.
 _RETRY_SECONDS = (0.2, 0.8)

@@ -6,8 +6,6 @@ would continue its own after a crash.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
-
 from vmlockctl import clock
 from vmlockctl.config import load
 from vmlockctl.daemon.hoststate import LEFT, LIVE, Membership
@@ -22,6 +20,7 @@ from vmlockctl.lease.timeouts import DEFAULT_IO_TIMEOUT
 from vmlockctl.ops.hostnames import host_name_of
 from vmlockctl.ops.init_lockspace import remember_joined
 from vmlockctl.ops.session import Session, administered_target, find_membership
+from vmlockctl.records import NamedTuple
 from vmlockctl.specs import check_host_name
 from vmlockctl.storage.driver import Driver
 from vmlockctl.text import safe
@@ -29,6 +28,7 @@ from vmlockctl.text import safe
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Optional
 
 _AUTO_ATTEMPTS = 20
 

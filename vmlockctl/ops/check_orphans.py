@@ -8,7 +8,6 @@ when the disk is known, no process has it open and the process that its note nam
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Optional
 
 from vmlockctl.config import load
 from vmlockctl.daemon.claims import Claim
@@ -22,12 +21,13 @@ from vmlockctl.managers.base import User, Want, lock_manager
 from vmlockctl.managers.embedded import EmbeddedManager
 from vmlockctl.ops.session import Session, chosen_membership, live_directory
 from vmlockctl.ops.status import EXCLUSIVE, SHARED, Lease, Status, status
+from vmlockctl.records import NamedTuple
 from vmlockctl.specs import resource_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, Optional
 
 CRITICAL = "critical"
 WARNING = "warning"

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple, Optional
 
 from vmlockctl.errors import NoSuchDisk, Refused
 from vmlockctl.host.openers import Identity
+from vmlockctl.records import NamedTuple
 from vmlockctl.text import safe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 # The first that exists wins, so that every host chooses the same name for one device.
 _STABLE_DIRECTORIES = ("/dev/disk/by-id", "/dev/disk/by-path", "/dev/mapper")

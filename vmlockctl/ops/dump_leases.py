@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple, Optional
 
 from vmlockctl.errors import NoSuchArea, OnDiskError, TruncatedArea, UsageError, WrongMagic
 from vmlockctl.lease.timeouts import DEFAULT_IO_TIMEOUT
@@ -25,6 +24,7 @@ from vmlockctl.ondisk.leader import (
     verify_paxos,
 )
 from vmlockctl.ondisk.request import REQUEST_MAGIC, Request, verify_request
+from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, split_colons
 from vmlockctl.storage.reader import read_pieces
 from vmlockctl.storage.worker import Worker
@@ -34,7 +34,7 @@ from vmlockctl.units import parse_size
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Any
+    from typing import Any, Optional
 
 LOCKSPACE = "lockspace"
 RESOURCE = "resource"

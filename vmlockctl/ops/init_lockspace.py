@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple, Optional
 
 from vmlockctl import clock
 from vmlockctl.config import Config, load
@@ -37,6 +36,7 @@ from vmlockctl.ondisk.geometry import Geometry, choose
 from vmlockctl.ondisk.leader import Leader, name_field, new_delta
 from vmlockctl.ops.hostnames import host_name_of
 from vmlockctl.ops.session import Session, administered_target
+from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target
 from vmlockctl.storage.device import storage_error
 from vmlockctl.storage.driver import Driver
@@ -46,6 +46,7 @@ from vmlockctl.text import safe
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Optional
 
     from vmlockctl.lease.delta import Lockspace
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Optional
 
 from vmlockctl.config import load
 from vmlockctl.daemon.claims import Claim, ClaimStore, takers_over
@@ -17,6 +16,7 @@ from vmlockctl.text import safe
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Optional
 
 
 def release(session: Session, disks: Sequence[str], *, pid: Optional[int]) -> list[Claim]:

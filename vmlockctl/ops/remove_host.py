@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from typing import Optional
 
 from vmlockctl import clock
 from vmlockctl.config import load
@@ -13,6 +12,10 @@ from vmlockctl.daemon.hoststate import LEFT, LOST, Membership
 from vmlockctl.errors import IoTimeout, NotJoined, Refused
 from vmlockctl.ops.session import Session, administered_target, find_membership
 from vmlockctl.text import safe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 _LEAVE_SECONDS = 60.0
 

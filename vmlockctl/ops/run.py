@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import NamedTuple, Optional
 
 from vmlockctl.errors import CannotExecute, CommandNotFound, UsageError, VmlockctlError
 from vmlockctl.host.qemu import find_disks, vm_name, vm_uuid
 from vmlockctl.log import WARNING, log
 from vmlockctl.ops.acquire import Acquired, DiskRequest, Options, acquire
 from vmlockctl.ops.release import release
+from vmlockctl.records import NamedTuple
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Optional
 
     from vmlockctl.ops.session import Session
 

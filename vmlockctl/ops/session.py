@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple, Optional
 
 from vmlockctl import clock
 from vmlockctl.config import LIBVIRT_LEASE_DIR, Config
@@ -17,7 +16,12 @@ from vmlockctl.daemon.hoststate import LEFT, LockspaceDir, Membership
 from vmlockctl.daemon.memberships import Memberships
 from vmlockctl.errors import ConfigError, DaemonNotRunning, NotJoined, UsageError
 from vmlockctl.host.rundir import RunDir
+from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
 
 # How long a command waits for a daemon that it had to start to show that the host lease goes on.
 _RESUME_SECONDS = 10.0

@@ -7,7 +7,6 @@ Liveness is only what was observed: the daemon's table together with what the re
 from __future__ import annotations
 
 import os
-from typing import NamedTuple, Optional
 
 from vmlockctl import clock
 from vmlockctl.config import load
@@ -35,13 +34,14 @@ from vmlockctl.ops.session import (
     find_membership,
     local_target,
 )
+from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target, resource_name
 from vmlockctl.storage.driver import Driver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, Optional
 
 FREE_MODE, EXCLUSIVE, SHARED, UNKNOWN_MODE = "free", "exclusive", "shared", "unknown"
 

@@ -6,8 +6,8 @@ Opened read-only; a piece beyond the end is short instead of an error, so that d
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
+from vmlockctl.records import NamedTuple
 from vmlockctl.storage.device import open_direct, storage_error
 from vmlockctl.storage.worker import Worker
 
