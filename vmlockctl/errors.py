@@ -80,11 +80,13 @@ class VmlockctlError(Exception):
 class UsageError(VmlockctlError):
     code = "usage"
     exit_code = EXIT_USAGE
+    hint = "see 'vmlockctl --help'"
 
 
 class ConfigError(VmlockctlError):
     code = "config"
     exit_code = EXIT_CONFIG
+    hint = "mend that file, or name another one with VMLOCKCTL_CONFIG"
 
 
 # -- what is on the disk ------------------------------------------------------------------------
@@ -184,6 +186,7 @@ class TruncatedArea(OnDiskError):
 class ContentionError(VmlockctlError):
     code = "busy"
     exit_code = EXIT_BUSY
+    hint = "wait with --wait, or see 'vmlockctl status' for who has it"
 
 
 class LeaseHeld(ContentionError):
@@ -232,6 +235,7 @@ class HostIdBusy(ContentionError):
 class GaveUpWaiting(VmlockctlError):
     code = "gave-up-waiting"
     exit_code = EXIT_GAVE_UP
+    hint = "'vmlockctl status' shows who has it"
 
 
 # -- the storage --------------------------------------------------------------------------------
@@ -240,6 +244,7 @@ class GaveUpWaiting(VmlockctlError):
 class StorageError(VmlockctlError):
     code = "storage"
     exit_code = EXIT_STORAGE
+    hint = "look at the storage and the kernel log; nothing is assumed about what was written"
 
 
 class IoTimeout(StorageError):
@@ -259,6 +264,7 @@ class NoSuchArea(VmlockctlError):
     code = "no-such"
     exit_code = EXIT_NO_SUCH
     sanlk_rv = -2
+    hint = "name an existing lease directory, or make one with 'vmlockctl init-lockspace'"
 
 
 class StorageRefused(VmlockctlError):
@@ -267,11 +273,13 @@ class StorageRefused(VmlockctlError):
     code = "permission"
     exit_code = EXIT_PERMISSION
     sanlk_rv = -13
+    hint = "run as root, or as the user that owns the leases"
 
 
 class CannotCreate(VmlockctlError):
     code = "cannot-create"
     exit_code = EXIT_EXISTS
+    hint = "name another place"
 
 
 # -- this host ----------------------------------------------------------------------------------
@@ -280,6 +288,7 @@ class CannotCreate(VmlockctlError):
 class SetupError(VmlockctlError):
     code = "setup"
     exit_code = EXIT_NOT_JOINED
+    hint = "see 'vmlockctl status'"
 
 
 class NotJoined(SetupError):
@@ -299,6 +308,7 @@ class HostLeaseLost(VmlockctlError):
     code = "host-lease-lost"
     exit_code = EXIT_LOST
     sanlk_rv = -260
+    hint = "nothing more was written; the daemon joins again when its VMs are gone"
 
 
 class LeaseLost(VmlockctlError):
@@ -307,17 +317,20 @@ class LeaseLost(VmlockctlError):
     code = "lease-lost"
     exit_code = EXIT_LOST
     sanlk_rv = -251
+    hint = "another host may use the disk: see 'vmlockctl status'"
 
 
 class NotHeld(VmlockctlError):
     code = "not-held"
     exit_code = EXIT_NO_SUCH
     sanlk_rv = -2
+    hint = "'vmlockctl status' shows what this host holds"
 
 
 class NoSuchDisk(VmlockctlError):
     code = "no-such-disk"
     exit_code = EXIT_NO_SUCH
+    hint = "name an existing image file or block device"
 
 
 class Refused(VmlockctlError):
@@ -325,21 +338,25 @@ class Refused(VmlockctlError):
 
     code = "refused"
     exit_code = EXIT_PERMISSION
+    hint = "there is no override"
 
 
 class ProcessError(VmlockctlError):
     code = "process"
     exit_code = EXIT_USAGE
+    hint = "name a running process with --pid"
 
 
 class CommandNotFound(VmlockctlError):
     code = "command-not-found"
     exit_code = EXIT_COMMAND_NOT_FOUND
+    hint = "give its full path"
 
 
 class CannotExecute(VmlockctlError):
     code = "cannot-execute"
     exit_code = EXIT_CANNOT_EXECUTE
+    hint = "see that it is an executable file for this machine"
 
 
 def join_names(names: Sequence[str]) -> str:

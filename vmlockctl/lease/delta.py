@@ -95,16 +95,17 @@ def identify_lockspace(
     head = yield from probe(path, offset, read_timeout_seconds(io_timeout))
     try:
         if int.from_bytes(head[:4], "little") == PAXOS_MAGIC:
-            raise WrongMagic("this is a resource, not a lockspace")
+            raise WrongMagic("not a lockspace", found="a resource", expected="a lockspace")
         leader = verify_delta(head, space_name=Leader.from_bytes(head).space)
         geometry = leader.geometry
         if space_name is not None:
             verify_delta(head, space_name=space_name)
     except OnDiskError as error:
         raise error.at(path, offset) from None
-    return Lockspace(
-        Area(path, offset, geometry), leader.space, sane_io_timeout(leader.io_timeout, DEFAULT_IO_TIMEOUT)
-    )
+    area = Area(path, offset, geometry)
+    # A file that was cut short has a first record like any other: see that its end is there too.
+    yield from read_sectors(area, geometry.sectors - 1, 1, read_timeout_seconds(io_timeout))
+    return Lockspace(area, leader.space, sane_io_timeout(leader.io_timeout, DEFAULT_IO_TIMEOUT))
 
 
 def read_record(lockspace: Lockspace, host_id: int, io_timeout: int) -> Procedure[Leader]:

@@ -210,10 +210,8 @@ def _check_bounds(leader: Leader) -> None:
     geometry = leader.geometry
     if leader.max_hosts != geometry.max_hosts:
         raise WrongField("wrong max_hosts", found=leader.max_hosts, expected=geometry.max_hosts)
-    if leader.num_hosts > leader.max_hosts:
-        raise WrongField(
-            "num_hosts beyond max_hosts", found=leader.num_hosts, expected=f"at most {leader.max_hosts}"
-        )
+    if not 1 <= leader.num_hosts <= leader.max_hosts:
+        raise WrongNumHosts("wrong num_hosts", found=leader.num_hosts, expected=f"1 to {leader.max_hosts}")
     if leader.owner_id > leader.max_hosts:
         raise WrongField(
             "owner_id beyond max_hosts", found=leader.owner_id, expected=f"at most {leader.max_hosts}"

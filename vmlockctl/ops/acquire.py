@@ -190,10 +190,9 @@ def explain_holder(error: ContentionError, directory: LockspaceDir, wants: Seque
                 f"; it can be taken in {format_seconds(error.details['takeover_in'])} at the earliest"
             )
         error.args = (error.message,)
-        if error.hint is None:
-            error.hint = (
-                "stop the VM there, or wait with --wait; if that host is down its lease expires by itself"
-            )
+        error.hint = (
+            "stop the VM there, or wait with --wait; if that host is down its lease expires by itself"
+        )
     error.details.update(disk=disk, explained=True)
 
 

@@ -143,6 +143,8 @@ def _dump_place(place: _Place, worker: Worker, hosts: int, all_blocks: bool) -> 
         )
         for at, data in zip(offsets, heads.pieces):
             area, found = _dump_area(place, at, data, worker, hosts, all_blocks)
+            if found is not None and end < at + found.align_size:
+                area.damage.append(_ends_early(at, end - at, found))
             yield area
             offset = at + (found or geometry).align_size
             if found is not None and found != geometry:
@@ -238,15 +240,11 @@ def _dump_lockspace(
         if sector == usual and not all_blocks and host_id < geometry.max_hosts:
             continue
         if len(sector) < size:
-            damage.append(
-                _damage(
-                    offset + start,
-                    TruncatedArea("the area ends here", found=len(image), expected=geometry.align_size),
-                )
-            )
             break
         try:
             verify_delta(sector, space_name=space)
+            if host_id == 1:  # the one that states the sizes for everybody
+                _ = Leader.from_bytes(sector).geometry
         except OnDiskError as error:
             damage.append(_damage(offset + start, error))
         record = Leader.from_bytes(sector)
@@ -334,6 +332,13 @@ def _leader_dict(leader: Leader) -> dict[str, Any]:
 
 def _damage(offset: int, error: OnDiskError) -> dict[str, Any]:
     return {"offset": offset, "code": error.code, "sanlk_rv": error.sanlk_rv, "text": error.message}
+
+
+def _ends_early(offset: int, size: int, geometry: Geometry) -> dict[str, Any]:
+    error = TruncatedArea(
+        "the area is too short", found=f"{size} bytes", expected=f"{geometry.align_size} bytes"
+    )
+    return _damage(offset, error)
 
 
 def _too_short(place: _Place, offset: int, size: int) -> AreaDump:

@@ -10,7 +10,7 @@ from vmlockctl.daemon.claims import ClaimStore
 from vmlockctl.daemon.control import ensure_running
 from vmlockctl.daemon.hoststate import LEFT, LOST, Membership
 from vmlockctl.errors import IoTimeout, NotJoined, Refused
-from vmlockctl.ops.session import Session, administered_target, find_membership
+from vmlockctl.ops.session import Session, administered_target, find_membership, require_area
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
@@ -25,6 +25,7 @@ def remove_host(session: Session, target_text: Optional[str]) -> Membership:
     target = administered_target(session, target_text, load())
     membership = find_membership(session, target)
     if membership is None:
+        require_area(target)
         raise NotJoined(f"{target.lease_dir or target.path}: this host has not joined the lockspace")
     directory = session.directory_of(membership)
     claims = ClaimStore(directory.claims_path).all()

@@ -14,7 +14,7 @@ from vmlockctl.config import LIBVIRT_LEASE_DIR, Config
 from vmlockctl.daemon.control import ensure_running, is_running
 from vmlockctl.daemon.hoststate import LEFT, LockspaceDir, Membership
 from vmlockctl.daemon.memberships import Memberships
-from vmlockctl.errors import ConfigError, DaemonNotRunning, NotJoined, UsageError
+from vmlockctl.errors import ConfigError, DaemonNotRunning, NoSuchArea, NotJoined, UsageError
 from vmlockctl.host.rundir import RunDir
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target
@@ -58,6 +58,12 @@ def administered_target(session: Session, text: Optional[str], config: Config) -
     return configured_target(session, config) or parse_target(LIBVIRT_LEASE_DIR)
 
 
+def require_area(target: Target) -> None:
+    """Raise ``NoSuchArea`` where a target names nothing: a better answer than "not joined"."""
+    if not os.path.exists(target.path):
+        raise NoSuchArea(f"{target.path}: no such lockspace")
+
+
 def local_target(session: Session) -> Target:
     directory = session.run_dir.default_lease_dir
     return Target(os.path.join(directory, LIBVIRT_LOCKSPACE), 0, LIBVIRT_LOCKSPACE, 0, directory)
@@ -93,6 +99,7 @@ def chosen_membership(session: Session, config: Config) -> Optional[Membership]:
         membership = find_membership(session, target)
         if membership is None:
             place = target.lease_dir or target.path
+            require_area(target)
             raise NotJoined(
                 f"{place}: this host has not joined the lockspace",
                 hint=f"vmlockctl add-host {place} --host-id auto",

@@ -35,9 +35,7 @@ def storage_error(error: OSError, path: str, doing: str) -> VmlockctlError:
         return NoSuchArea(text, details={"path": path})
     if error.errno in _REFUSED:
         hint = "the file system is mounted read-only" if error.errno == errno.EROFS else None
-        return StorageRefused(
-            text, hint=hint or "run as the user that owns the leases", details={"path": path}
-        )
+        return StorageRefused(text, hint=hint, details={"path": path})
     if error.errno in _FULL:
         return CannotCreate(text, hint="make room on that file system", details={"path": path})
     return StorageError(text, details={"path": path, "errno": error.errno})
