@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vmlockctl.errors import LeaseLost, OnDiskError, WrongDblock
 from vmlockctl.lease.ballot import Proposer
-from vmlockctl.lease.delta import Lockspace, probe
+from vmlockctl.lease.delta import Lockspace, probe, read_record
 from vmlockctl.lease.liveness import Observation
 from vmlockctl.lease.steps import Area, Procedure, read_sectors, write_sectors
 from vmlockctl.lease.timeouts import read_timeout_seconds, write_timeout_seconds
@@ -127,6 +127,20 @@ def verify_held(
             f"found flags {mode.flags} generation {mode.generation}, "
             f"expected shared generation {claimant.generation}"
         )
+
+
+def foreign_owner(claimant: Claimant, resource: Resource) -> Procedure[Optional[dict[str, object]]]:
+    """Who holds the lease exclusively, if it is another host: for a message, never for a decision."""
+    _, leader = yield from locate(claimant, resource)
+    if leader.is_free or leader.owner_id == claimant.host_id:
+        return None
+    record = yield from read_record(claimant.lockspace, leader.owner_id, claimant.io_timeout)
+    return {
+        "host_id": leader.owner_id,
+        "generation": leader.owner_generation,
+        "host_name": record.resource,
+        "io_timeout": record.io_timeout,
+    }
 
 
 def names_us(claimant: Claimant, resource: Resource) -> Procedure[Optional[Leader]]:

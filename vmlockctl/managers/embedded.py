@@ -15,19 +15,20 @@ from vmlockctl.daemon.claims import ACQUIRING, EXCLUSIVE, HELD, RELEASING, SHARE
 from vmlockctl.errors import (
     ContentionError,
     HeldLocally,
+    LeaseHeld,
     LeaseLost,
     NotHeld,
     OnDiskError,
     StorageError,
     VmlockctlError,
 )
-from vmlockctl.host.openers import Identity, Opener, find_openers
+from vmlockctl.host.openers import Opener, find_openers
 from vmlockctl.host.process import Process, boot_id, comm, identify, is_alive
 from vmlockctl.host.rundir import FileLock
 from vmlockctl.lease.delta import probe
 from vmlockctl.lease.paxos import acquire
 from vmlockctl.lease.release import release, retract
-from vmlockctl.lease.resource import Claimant, Held, names_us, read_note, write_note
+from vmlockctl.lease.resource import Claimant, Held, Resource, foreign_owner, names_us, read_note, write_note
 from vmlockctl.lease.steps import Area, WriteSector
 from vmlockctl.log import WARNING, log, who
 from vmlockctl.managers.base import Grant, User, Want
@@ -72,8 +73,8 @@ class EmbeddedManager:
         granted: list[Grant] = []
         state = self._directory.require_live()
         self._generation = state.generation
-        self._refuse_openers(wants, user.process)
         try:
+            self._refuse_openers(state, wants, user.process)
             for want in sorted(wants):
                 grant = self._acquire_one(state, want, user, expect_lver)
                 granted.append(grant)
@@ -163,7 +164,7 @@ class EmbeddedManager:
         if existing.is_shared != want.shared or not existing.is_shared:
             if user.process in users and existing.is_shared == want.shared:
                 return _grant(existing)
-            raise held_by_claim(existing, want.disk, users)
+            raise held_by_claim(self._host_name(), existing, want.disk, users)
         if user.process not in users:
             existing = existing._replace(processes=(*users, user.process))
             self._store.write(existing)
@@ -184,23 +185,35 @@ class EmbeddedManager:
             users = [process for process in other.processes if is_alive(process)]
             if all(process.pid in ours for process in users) or (other.is_shared and claim.is_shared):
                 continue
-            raise held_by_claim(other, claim.disk, users)
+            raise held_by_claim(self._host_name(), other, claim.disk, users)
 
-    def _refuse_openers(self, wants: Sequence[Want], *users: Process) -> None:
+    def _host_name(self) -> str:
+        return self._directory.require_live().membership.host_name
+
+    def _refuse_openers(self, state: HostState, wants: Sequence[Want], *users: Process) -> None:
         """Refuse a disk that another process has open for writing: one look at /proc for all disks."""
-        disks = {want.identity: want.disk for want in wants if want.identity is not None}
+        disks = {want.identity: want for want in wants if want.identity is not None}
         ours = {process.pid for process in users} | {os.getpid()}
         for identity, openers in find_openers(list(disks), skip=ours).openers.items():
             for opener in openers:
                 if opener.writable:
-                    raise self._in_use_by(disks[identity], identity, opener)
+                    raise self._in_use_by(state, disks[identity], opener)
 
-    def _in_use_by(self, disk: str, identity: Identity, opener: Opener) -> HeldLocally:
+    def _in_use_by(self, state: HostState, want: Want, opener: Opener) -> LeaseHeld:
+        """Who is behind an opener: a claim of ours, another host on this machine, or nobody's lease."""
         for claim in self._store.all():
             users = [process for process in claim.processes if process.pid == opener.pid]
-            if users and claim.identity == identity:
-                return held_by_claim(claim, disk, users)
-        return _open_without_lease(disk, opener)
+            if users and claim.identity == want.identity:
+                return held_by_claim(state.membership.host_name, claim, want.disk, users)
+        lease = Resource(want.path, want.offset, want.resource)
+        owner = self._driver.run(foreign_owner(self._directory.claimant(state), lease))
+        if owner is None:
+            return _open_without_lease(want.disk, opener)
+        owner.update(pid=opener.pid, vm=None)
+        return LeaseHeld(
+            f"the lease {want.resource} is held by host {safe(str(owner['host_name']))!r}",
+            details={"owners": [owner], "mode": EXCLUSIVE, "state": "unknown"},
+        )
 
     def _refuse_forgotten_owner(self, state: HostState, claim: Claim) -> None:
         """The disk says that this host holds the lease, and our records do not: ask the owner note.
@@ -311,12 +324,12 @@ class EmbeddedManager:
         try:
             claim = self._current_claim(state, want.resource)
             if claim is not None:
-                raise held_by_claim(claim, want.disk, claim.processes)
+                raise held_by_claim(self._host_name(), claim, want.disk, claim.processes)
             unclaimed = Claim(
                 want.resource, want.path, want.offset, want.disk, want.identity, EXCLUSIVE, RELEASING,
                 state.membership.host_id, state.generation, 0, (), _ourselves(),
             )  # fmt: skip
-            self._refuse_openers([want])
+            self._refuse_openers(state, [want])
             self._refuse_local_conflicts(unclaimed)
             self._refuse_forgotten_owner(state, unclaimed)
             self._store.write(unclaimed)
@@ -369,21 +382,23 @@ def _grant(claim: Claim) -> Grant:
     )
 
 
-def held_by_claim(claim: Claim, disk: str, users: Sequence[Process]) -> HeldLocally:
-    """Busy on this host: name the process, and the VM where it is known."""
+def held_by_claim(host_name: str, claim: Claim, disk: str, users: Sequence[Process]) -> HeldLocally:
+    """Busy on this host: name the host, the process, and the VM where it is known."""
     pid = users[0].pid if users else 0
     who_has_it = f"process {pid} ({safe(comm(pid))})" if pid else "a process that is just ending"
     if claim.vm:
         who_has_it += f", VM {safe(claim.vm)!r},"
     other_name = f", as {safe(claim.disk)}" if claim.disk != disk else ""
     return HeldLocally(
-        f"{safe(disk)} is in use by {who_has_it} of this host, {claim.mode}{other_name}",
+        f"{safe(disk)} is in use {claim.mode} by {who_has_it} of this host {safe(host_name)!r} "
+        f"(host id {claim.host_id}, generation {claim.generation}, live){other_name}",
         hint="stop that VM first; the lease is released when its process ends",
         details={
             "disk": disk,
             "owners": [
                 {
                     "host_id": claim.host_id,
+                    "host_name": host_name,
                     "generation": claim.generation,
                     "pid": pid,
                     "vm": claim.vm,

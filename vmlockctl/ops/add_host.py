@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from vmlockctl import clock
 from vmlockctl.config import load
-from vmlockctl.daemon.hoststate import LEFT, LIVE, Membership
+from vmlockctl.daemon.control import ensure_running
+from vmlockctl.daemon.hoststate import LEFT, Membership
 from vmlockctl.daemon.renewal import log_write
 from vmlockctl.errors import ContentionError, HostIdBusy, SetupError
 from vmlockctl.host.process import boot_id
@@ -95,10 +96,7 @@ def _already_joined(
             f"({safe(known.host_name)})",
             hint="leave first with 'vmlockctl remove-host'",
         )
-    if state.state != LIVE or not state.is_certain(clock.boottime()):
-        from vmlockctl.daemon.control import ensure_running
-
-        ensure_running(session.run_dir)
+    ensure_running(session.run_dir)
     return Joined(known, state.generation, already=True)
 
 
