@@ -199,12 +199,12 @@ def explain_holder(error: ContentionError, directory: LockspaceDir, wants: Seque
 def _add_observation(owner: dict[str, object], claimant: Claimant) -> None:
     host_id = owner.get("host_id")
     row = claimant.observations.get(host_id if isinstance(host_id, int) else 0, NEVER_OBSERVED)
-    now = clock.monotonic()
+    now = float(clock.monotonic_seconds())
     owner.setdefault("host_name", row.host_name)
     owner["state"] = host_state(
         row, now, own_io_timeout=claimant.io_timeout, is_ours=host_id == claimant.host_id
     )
-    owner["age"] = round(now - row.last_change, 1) if row.first_check else None
+    owner["age"] = round(max(0.0, now - row.last_change), 1) if row.first_check else None
 
 
 def _describe(owner: dict[str, object]) -> str:

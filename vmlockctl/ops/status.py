@@ -96,7 +96,8 @@ def status(session: Session, disks: Sequence[str] = (), *, observe_seconds: floa
         lockspace = driver.run(identify_lockspace(target.path, target.offset, space_name=target.name))
         records = _watch(driver, lockspace, rows, observe_seconds)
     own_timeout = membership.io_timeout if membership is not None else lockspace.io_timeout
-    now = clock.monotonic()
+    # Whole seconds, as the protocol judges: what is shown dead here can be taken over now.
+    now = float(clock.monotonic_seconds())
     our_id = state.membership.host_id if state is not None and state.state == LIVE else 0
     hosts = [
         _host(host_id, rows[host_id], now, own_timeout, is_ours=host_id == our_id)
@@ -153,7 +154,7 @@ def _host(host_id: int, row: Observation, now: float, own_timeout: int, *, is_ou
         state,
         row.io_timeout,
         row.timestamp,
-        None if silent else round(now - row.last_change, 1),
+        None if silent else round(max(0.0, now - row.last_change), 1),
         None if silent else round(dead_in_seconds(row, now, own_io_timeout=own_timeout), 1),
         is_ours,
     )
