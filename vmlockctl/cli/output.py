@@ -82,13 +82,14 @@ class Progress:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._told = ""
+        self._total = 0.0
         self._bar: Any = None
         self._task: Any = None
 
-    def wait(self, seconds: float, why: str) -> None:
-        """Sleep for ``seconds``, showing why."""
-        if seconds > 1 or self._bar is not None:
-            self._show(seconds, why)
+    def wait(self, seconds: float, why: str, left_seconds: float) -> None:
+        """Sleep for ``seconds`` of a wait that takes ``left_seconds`` in all, showing why."""
+        if left_seconds > 1 or self._bar is not None:
+            self._show(why, left_seconds)
         end = clock.monotonic() + seconds
         while True:
             left = end - clock.monotonic()
@@ -96,15 +97,16 @@ class Progress:
                 return
             clock.sleep(min(0.1 if self._bar is not None else left, left))
             if self._bar is not None:
-                self._bar.update(self._task, completed=seconds - max(0.0, left))
+                over = self._total - left_seconds + seconds - max(0.0, left)
+                self._bar.update(self._task, completed=over)
 
-    def _show(self, seconds: float, why: str) -> None:
+    def _show(self, why: str, left_seconds: float) -> None:
         if self._quiet:
             return
+        is_new, self._told = why != self._told, why
         if not sys.stderr.isatty():
-            if why != self._told:
-                say(f"{why} ({format_seconds(seconds)})")
-            self._told = why
+            if is_new:
+                say(f"{why} ({format_seconds(left_seconds)})")
             return
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -119,8 +121,10 @@ class Progress:
                 transient=True,
             )
             self._bar.start()
-            self._task = self._bar.add_task(safe(why), total=seconds)
-        self._bar.reset(self._task, total=seconds, description=safe(why))
+            self._task = self._bar.add_task(safe(why), total=left_seconds)
+        if is_new:
+            self._total = left_seconds
+            self._bar.reset(self._task, total=left_seconds, description=safe(why))
 
     def __enter__(self) -> Progress:
         return self

@@ -254,7 +254,7 @@ class Renewal:
             rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, now)
         self.directory.write_observations(rows)
 
-    def _pause(self, seconds: float, _why: str) -> None:
+    def _pause(self, seconds: float, _why: str, _left_seconds: float = 0.0) -> None:
         """Every wait of this thread; ends at once when the daemon stops."""
         if self._stop.wait(seconds):
             self._finish()

@@ -193,7 +193,7 @@ def _stays_the_same(
     pause = id_renewal_seconds(sane_io_timeout(record.io_timeout, io_timeout))
     remaining = seconds + 1  # strictly more than, on a clock of whole seconds
     while remaining > 0:
-        yield from wait(min(pause, remaining), why)
+        yield from wait(min(pause, remaining), why, left_seconds=remaining)
         remaining -= pause
         again = yield from read_record(lockspace, host_id, io_timeout)
         if again.is_free:

@@ -55,8 +55,11 @@ class WriteSector(NamedTuple):
 
 
 class Wait(NamedTuple):
+    """Let time pass; ``left_seconds`` is what the whole wait still takes if nothing happens."""
+
     seconds: float
     why: str
+    left_seconds: float = 0.0
 
 
 class Clock(NamedTuple):
@@ -95,8 +98,8 @@ def write_sectors(
     yield WriteSector(area, sector, data, timeout_seconds, what)
 
 
-def wait(seconds: float, why: str) -> Procedure[None]:
-    yield Wait(seconds, why)
+def wait(seconds: float, why: str, *, left_seconds: float = 0.0) -> Procedure[None]:
+    yield Wait(seconds, why, max(seconds, left_seconds))
 
 
 def now() -> Procedure[int]:

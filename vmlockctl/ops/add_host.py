@@ -47,7 +47,7 @@ def add_host(
     host_id: Optional[int],
     host_name: Optional[str] = None,
     io_timeout: Optional[int] = None,
-    on_wait: Optional[Callable[[float, str], None]] = None,
+    on_wait: Optional[Callable[[float, str, float], None]] = None,
 ) -> Joined:
     """Join the lockspace as ``host_id``; None chooses one: our own from before, else a free one.
 
@@ -104,7 +104,7 @@ def _join(
     session: Session,
     lockspace: Lockspace,
     membership: Membership,
-    on_wait: Optional[Callable[[float, str], None]],
+    on_wait: Optional[Callable[[float, str, float], None]],
 ) -> Joined:
     directory = session.directory_of(membership).create()
     before = directory.read_state()

@@ -81,7 +81,7 @@ def init_lockspace(
     target_text: Optional[str],
     options: Format,
     *,
-    on_wait: Optional[Callable[[float, str], None]] = None,
+    on_wait: Optional[Callable[[float, str, float], None]] = None,
 ) -> Initialised:
     """Format the lockspace of TARGET unless it is there already."""
     config = load()
@@ -176,7 +176,7 @@ def _keep(target: Target, existing: Lockspace, name: str, geometry: Geometry, op
     )
 
 
-def _require_all_dead(existing: Lockspace, on_wait: Optional[Callable[[float, str], None]]) -> None:
+def _require_all_dead(existing: Lockspace, on_wait: Optional[Callable[[float, str, float], None]]) -> None:
     """Watch until every host that is not free is certainly dead. Raises ``Refused`` at a sign of life."""
     with Driver(writable=False, on_wait=on_wait) as driver:
         alive = driver.run(_watch_all(existing))
@@ -217,7 +217,8 @@ def _watch_all(existing: Lockspace) -> Procedure[list[tuple[int, str]]]:
         left = slowest - (current - first)
         yield from wait(
             min(id_renewal_seconds(existing.io_timeout), max(1.0, left)),
-            f"watching {len(rows)} hosts for a sign of life, {max(0, left):.0f} s more",
+            f"watching {len(rows)} hosts for a sign of life",
+            left_seconds=max(0.0, left),
         )
 
 

@@ -39,7 +39,7 @@ class Driver:
         guard: Optional[Callable[[], None]] = None,
         journal: Optional[Callable[[bytes], None]] = None,
         on_write: Optional[Callable[[WriteSector], None]] = None,
-        on_wait: Optional[Callable[[float, str], None]] = None,
+        on_wait: Optional[Callable[[float, str, float], None]] = None,
     ) -> None:
         self.write_count = 0  # writes begun: tells a refusal before the first from one after it
         self._writable = writable
@@ -90,7 +90,7 @@ class Driver:
             return None
         if isinstance(step, Wait):
             if self._on_wait is not None:
-                self._on_wait(step.seconds, step.why)
+                self._on_wait(step.seconds, step.why, step.left_seconds)
             else:
                 clock.sleep(step.seconds)
             return None
