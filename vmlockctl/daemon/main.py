@@ -21,7 +21,7 @@ from vmlockctl.daemon.control import (
     standby_pid,
 )
 from vmlockctl.daemon.supervisor import TICK_SECONDS, Supervisor
-from vmlockctl.host.process import identify, name_ourselves, open_pidfd, read_stat, send
+from vmlockctl.host.process import identify, name_ourselves, read_stat, stop
 from vmlockctl.host.rundir import FileLock, is_locked, read_pid, remove, write_pid
 from vmlockctl.host.spawn import reap_children, spawn_daemon
 from vmlockctl.log import ERROR, WARNING, log
@@ -108,10 +108,8 @@ class _Daemon:
     def _stop_standby(self) -> None:
         pid = standby_pid(self._run_dir)
         process = identify(pid) if pid else None
-        fd = open_pidfd(process) if process else None
-        if fd is not None:
-            send(fd, signal.SIGKILL)
-            os.close(fd)
+        if process is not None:
+            stop(process, grace_seconds=0)
 
 
 def _stand_by(run_dir: RunDir, lock: FileLock) -> bool:
@@ -158,12 +156,11 @@ def _replace_stuck_daemon(run_dir: RunDir) -> None:
     """Kill a daemon that shows no sign of life: its VMs are safer with us than with nobody."""
     pid = daemon_pid(run_dir)
     process = identify(pid) if pid else None
-    fd = open_pidfd(process) if process else None
-    if fd is None:
+    if process is None:
         return
     log(f"the daemon {pid} shows no sign of life for {_STUCK_TICKS} s: it is replaced", ERROR)
-    send(fd, signal.SIGKILL)
-    os.close(fd)
+    if not stop(process, grace_seconds=0):
+        log(f"the daemon {pid} survives SIGKILL, stuck in the kernel", ERROR)
 
 
 def _is_dead_in_the_kernel(run_dir: RunDir) -> bool:

@@ -26,6 +26,7 @@ _START_TIME_FIELD = 22
 _KERNEL_THREAD = 0x00200000
 
 _PID_MAX = 2**31 - 1
+_KILL_SECONDS = 10.0
 
 _boot_id = ""
 
@@ -155,6 +156,24 @@ def send(pidfd: int, signal_number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def stop(process: Process, *, grace_seconds: float) -> bool:
+    """Stop softly, then hard; False if it survives. Returns when it is seen to be gone."""
+    import signal
+
+    pidfd = open_pidfd(process)
+    if pidfd is None:
+        return True
+    try:
+        if grace_seconds > 0:
+            send(pidfd, signal.SIGTERM)
+            if has_ended(pidfd, timeout_seconds=grace_seconds):
+                return True
+        send(pidfd, signal.SIGKILL)
+        return has_ended(pidfd, timeout_seconds=_KILL_SECONDS)
+    finally:
+        os.close(pidfd)
 
 
 def has_ended(pidfd: int, *, timeout_seconds: float = 0) -> bool:

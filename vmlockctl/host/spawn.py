@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 _BOOTSTRAP = "import sys; sys.path.append(sys.argv.pop(1)); from vmlockctl.cli.main import main; main()"
 
 
-def daemon_command(run_dir: Optional[str], *, detached: bool) -> list[str]:
-    """The arguments of a daemon process."""
+def own_command(run_dir: Optional[str]) -> list[str]:
+    """The start of a command line that runs this program, as it runs now, for a run directory."""
     package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = [sys.executable, "-I", "-c", _BOOTSTRAP, package_parent]
-    if run_dir is not None:
-        command += ["--run-dir", run_dir]
-    command.append("daemon")
-    if detached:
-        command.append("--background")
-    return command
+    return command if run_dir is None else [*command, "--run-dir", run_dir]
+
+
+def daemon_command(run_dir: Optional[str], *, detached: bool) -> list[str]:
+    """The arguments of a daemon process."""
+    return [*own_command(run_dir), "daemon", *(["--background"] if detached else [])]
 
 
 def spawn_daemon(run_dir: Optional[str], *, detached: bool) -> None:
