@@ -55,9 +55,8 @@ class Config(NamedTuple):
 def load(path: Optional[str] = None, libvirt_path: str = LIBVIRT_CONFIG_PATH) -> Config:
     """Read both files; missing ones set nothing. Raises ``ConfigError`` with file and key."""
     path = path or os.environ.get("VMLOCKCTL_CONFIG") or CONFIG_PATH
-    settings = {_LIBVIRT_KEYS[k]: v for k, v in _read_libvirt(libvirt_path).items() if k in _LIBVIRT_KEYS}
-    settings.update(_read_toml(path))
-    return Config(**_checked(settings, path))
+    libvirt = {_LIBVIRT_KEYS[k]: v for k, v in _read_libvirt(libvirt_path).items() if k in _LIBVIRT_KEYS}
+    return Config(**{**_checked(libvirt, libvirt_path), **_checked(_read_toml(path), path)})
 
 
 def _read_toml(path: str) -> dict[str, Any]:
@@ -78,11 +77,9 @@ def _read_toml(path: str) -> dict[str, Any]:
         settings = tomllib.loads(content.decode())
     except (ValueError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    for key, value in settings.items():
+    for key in settings:
         if key not in _KEYS:
             raise ConfigError(f"{path}: unknown key {key!r}, expected one of {', '.join(_KEYS)}")
-        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
-            raise ConfigError(f"{path}: {key}: found {value!r}, expected {_KEYS[key].__name__}")
     return settings
 
 
@@ -109,17 +106,18 @@ def _read_libvirt(path: str) -> dict[str, Any]:
 
 
 def _checked(settings: dict[str, Any], path: str) -> dict[str, Any]:
+    """The settings of one file, without libvirt's "none" (0); a mistake names the file and the key."""
+    for key, value in settings.items():
+        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
+            raise ConfigError(f"{path}: {key}: found {value!r}, expected {_KEYS[key].__name__}")
+    settings = {k: v for k, v in settings.items() if not (v == 0 and k in ("host_id", "io_timeout"))}
     try:
-        if settings.get("host_id") == 0:  # libvirt's "none"
-            del settings["host_id"]
         if "host_id" in settings:
             parse_host_id(str(settings["host_id"]))
         if "host_name" in settings:
             check_host_name(settings["host_name"])
     except UsageError as error:
         raise ConfigError(f"{path}: {error.message}") from None
-    if settings.get("io_timeout") == 0:  # libvirt's "sanlock's default"
-        del settings["io_timeout"]
     if not 1 <= settings.get("io_timeout", 10) <= 255:
         raise ConfigError(f"{path}: io_timeout: found {settings['io_timeout']}, expected 1 to 255")
     if not 0 <= settings.get("grace", 0) <= MAX_GRACE_SECONDS:
@@ -128,10 +126,3 @@ def _checked(settings: dict[str, Any], path: str) -> dict[str, Any]:
     if manager not in _LOCK_MANAGERS:
         raise ConfigError(f"{path}: lock_manager: found {manager!r}, expected {', '.join(_LOCK_MANAGERS)}")
     return settings
-
-
-def libvirt_is_configured(path: str = LIBVIRT_CONFIG_PATH) -> bool:
-    """Whether libvirt's sanlock plugin keeps its leases in a directory of its default or its choice."""
-    return bool(_read_libvirt(path).get("auto_disk_leases")) or os.path.exists(
-        os.path.join(LIBVIRT_LEASE_DIR, "__LIBVIRT__DISKS__")
-    )

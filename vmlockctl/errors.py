@@ -132,6 +132,16 @@ class WrongVersion(OnDiskError):
     sanlk_rv = -224
 
 
+class WrongRequestMagic(WrongMagic):
+    code = "wrong-request-magic"
+    sanlk_rv = -270
+
+
+class WrongRequestVersion(WrongVersion):
+    code = "wrong-request-version"
+    sanlk_rv = -271
+
+
 class WrongSectorSize(OnDiskError):
     code = "wrong-sector-size"
     sanlk_rv = -225

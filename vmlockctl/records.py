@@ -17,10 +17,10 @@ else:
     def _new(cls, *values, **named):
         if not named and len(values) == len(cls._fields):
             return tuple.__new__(cls, values)
-        found = dict(cls._field_defaults)
-        found.update(zip(cls._fields, values))
-        found.update(named)
-        if len(found) != len(cls._fields) or len(values) > len(cls._fields):
+        given = dict(zip(cls._fields, values))
+        found = {**cls._field_defaults, **given, **named}
+        too_many = len(values) > len(cls._fields) or any(field in given for field in named)
+        if len(found) != len(cls._fields) or too_many:
             raise TypeError(f"{cls.__name__}: expected {', '.join(cls._fields)}, found {', '.join(found)}")
         return tuple.__new__(cls, (found[field] for field in cls._fields))
 
@@ -37,6 +37,9 @@ else:
 
     def _asdict(self):
         return dict(zip(self._fields, self))
+
+    def _arguments(self):
+        return tuple(self)
 
     def _repr(self):
         fields = ", ".join(f"{field}={value!r}" for field, value in zip(self._fields, self))
@@ -60,6 +63,7 @@ else:
                     "__slots__": (),
                     "__new__": _new,
                     "__repr__": _repr,
+                    "__getnewargs__": _arguments,
                     "_fields": fields,
                     "_field_defaults": defaults,
                     "_make": classmethod(_make),

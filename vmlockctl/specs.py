@@ -76,10 +76,10 @@ def split_colons(text: str) -> list[str]:
 def parse_host_id(text: str, *, allow_none: bool = False) -> int:
     """A host id from 1 (0 where the caller allows "none") to 2000. Raises ``UsageError``."""
     lowest = 0 if allow_none else 1
-    try:
-        host_id = int(text)
-    except ValueError:
-        raise UsageError(f"host id {text!r} is not a number, expected {lowest} to 2000") from None
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal()):
+        raise UsageError(f"host id {safe(text)!r} is not a number, expected {lowest} to 2000")
+    host_id = int(text)
     if not lowest <= host_id <= 2000:
         raise UsageError(f"host id {host_id} is out of range, expected {lowest} to 2000")
     return host_id

@@ -39,7 +39,7 @@ def safe(text: str) -> str:
     """``text`` with everything that a terminal might obey made visible."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escape(c) if _is_hidden(ord(c)) else c for c in text)
+    return "".join(_escape(c) if _is_hidden(ord(c)) or not c.isprintable() else c for c in text)
 
 
 def decode_name(raw: bytes) -> str:

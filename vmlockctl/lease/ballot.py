@@ -120,6 +120,7 @@ def run_ballot(
             return aborted
         if dblock.lver < lver or dblock.inp == 0 or dblock.bal == 0:
             continue
+        verify_dblock(used, host_id=host_id, num_hosts=proposer.num_hosts)
         if best is None or dblock.bal > best.bal:
             best = dblock
 

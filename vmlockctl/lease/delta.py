@@ -42,6 +42,7 @@ from vmlockctl.ondisk.leader import (
     DELTA_VERSION,
     PAXOS_MAGIC,
     Leader,
+    first_record,
     name_field,
     verify_delta,
 )
@@ -90,16 +91,15 @@ def identify_lockspace(
 ) -> Procedure[Lockspace]:
     """Find the sizes of a lockspace from its first record (section 1.7).
 
+    Its checksum is not asked: that record is host 1's own, and damage to it keeps nobody else out.
     ``space_name`` None takes the name that is there. Raises ``OnDiskError`` leaves.
     """
     head = yield from probe(path, offset, read_timeout_seconds(io_timeout))
     try:
         if int.from_bytes(head[:4], "little") == PAXOS_MAGIC:
             raise WrongMagic("not a lockspace", found="a resource", expected="a lockspace")
-        leader = verify_delta(head, space_name=Leader.from_bytes(head).space)
+        leader = first_record(head, space_name=space_name)
         geometry = leader.geometry
-        if space_name is not None:
-            verify_delta(head, space_name=space_name)
     except OnDiskError as error:
         raise error.at(path, offset) from None
     area = Area(path, offset, geometry)
@@ -111,6 +111,10 @@ def identify_lockspace(
 def read_record(lockspace: Lockspace, host_id: int, io_timeout: int) -> Procedure[Leader]:
     """Read and verify the delta record of one host id; ``io_timeout`` is our own."""
     area = lockspace.area
+    if not 1 <= host_id <= area.geometry.max_hosts:
+        raise WrongField(
+            "this lockspace has no such host id", found=host_id, expected=f"1 to {area.geometry.max_hosts}"
+        ).at(area.path, area.offset)
     sector = area.geometry.delta_sector(host_id)
     data = yield from read_sectors(area, sector, 1, read_timeout_seconds(io_timeout))
     try:

@@ -80,11 +80,12 @@ def dead_in_seconds(row: Observation, now: float, *, own_io_timeout: int) -> flo
 def shared_holder_is_alive(row: Observation, generation: int, now: float, *, own_io_timeout: int) -> bool:
     """Whether a host that marks a lease shared under ``generation`` must be respected (section 4.6).
 
-    Alive by default: without data, or with doubt, it is.
+    Alive by default: without data, or with doubt, it is. Only time in which somebody looked counts:
+    from a table that nobody has updated for a while nothing more can be concluded than when it was.
     """
     if not row.first_check:
         return True
     if row.timestamp == 0 or row.owner_generation > generation:
         return False
     io_timeout = sane_io_timeout(row.io_timeout, own_io_timeout)
-    return now - row.last_change <= host_dead_seconds(io_timeout)
+    return min(now, row.last_check) - row.last_change <= host_dead_seconds(io_timeout)

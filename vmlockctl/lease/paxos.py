@@ -67,6 +67,7 @@ from vmlockctl.lease.timeouts import (
 )
 from vmlockctl.ondisk.dblock import (
     FLAG_RELEASED,
+    MAX_MBAL,
     Dblock,
     ModeBlock,
     verify_dblock,
@@ -145,8 +146,8 @@ def acquire(
 
 
 def _acquire_exclusive(claimant: Claimant, resource: Resource, terms: _Terms) -> Procedure[Held]:
-    area, _ = yield from locate(claimant, resource)  # r0
     for _ in range(BALLOT_RETRIES):
+        area, _leader = yield from locate(claimant, resource)  # r0
         try:
             return (yield from _acquire_once(claimant, area, resource, terms))
         except _Restart:
@@ -210,13 +211,22 @@ def _read_whole(claimant: Claimant, area: Area, resource: Resource) -> Procedure
             area, LEADER_SECTOR, area.geometry.sectors, read_timeout_seconds(claimant.io_timeout)
         )
         leader = verified(claimant, resource, image[: area.geometry.sector_size])
+        if leader.geometry != area.geometry:
+            raise _Restart  # formatted anew between the two looks
         highest, newer = 0, None
         for host_id, used in dblocks_in(image, area, leader.num_hosts):
             place = area.byte_offset(area.geometry.dblock_sector(host_id))
             try:
-                dblock = verify_dblock(used, host_id=host_id)
+                dblock = verify_dblock(used, host_id=host_id, num_hosts=leader.num_hosts)
             except WrongDblock as error:
                 raise error.at(area.path, place) from None
+            if dblock.mbal > MAX_MBAL - leader.max_hosts * (BALLOT_RETRIES + 2):
+                # We would have to write a number that every reader takes for damage.
+                raise WrongDblock(
+                    f"the dblock of host id {host_id} has an absurd ballot number",
+                    found=dblock.mbal,
+                    expected=f"well below {MAX_MBAL}",
+                ).at(area.path, place)
             highest = max(highest, dblock.mbal)
             if dblock.lver > leader.lver + 1:
                 newer = (host_id, dblock, place)

@@ -12,6 +12,7 @@ from vmlockctl.lease.ballot import write_own
 from vmlockctl.lease.resource import (
     Claimant,
     Resource,
+    is_ours,
     locate,
     lost,
     proposer_of,
@@ -25,9 +26,14 @@ from vmlockctl.ondisk.leader import FLAG_SHORT_HOLD, Leader
 
 
 def release(claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False) -> Procedure[None]:
-    """Release a lease that we hold at version ``lver``. Raises ``LeaseLost`` if it is not ours."""
+    """Release a lease that we hold at version ``lver``.
+
+    Raises ``LeaseLost``, with nothing written, if it is not ours.
+    """
     area, leader = yield from locate(claimant, resource)
-    yield from mark_released(claimant, area, leader)
+    if not shared and (leader.lver != lver or not is_ours(claimant, leader)):
+        raise lost(area, leader, claimant, lver)
+    yield from _mark_released(claimant, area, leader, shared=shared)
     if not shared:
         yield from free_leader(claimant, area, resource, lver=lver)
 
@@ -38,21 +44,28 @@ def retract(claimant: Claimant, resource: Resource) -> Procedure[None]:
     Others may still commit our value afterwards; our RELEASED flag tells them that it is void.
     """
     area, leader = yield from locate(claimant, resource)
-    yield from mark_released(claimant, area, leader)
+    yield from _mark_released(claimant, area, leader, shared=False)
     leader = yield from read_leader(claimant, area, resource)
-    if leader.owner == (claimant.host_id, claimant.generation) and not leader.is_free:
+    if is_ours(claimant, leader):
         yield from free_leader(claimant, area, resource, lver=leader.lver)
 
 
-def mark_released(claimant: Claimant, area: Area, leader: Leader) -> Procedure[None]:
-    """Write our own dblock again, unchanged but for RELEASED, and no mode (never zeros: 12.1-5)."""
+def _mark_released(claimant: Claimant, area: Area, leader: Leader, *, shared: bool) -> Procedure[None]:
+    """Write our own dblock again, unchanged but for RELEASED, and no mode (never zeros: 12.1-5).
+
+    A damaged one is not ours to understand. An exclusive lease is freed by its leader alone then; a
+    shared one is nothing but the mark in this sector, and ``WrongDblock`` says that it is still there.
+    """
     sector = area.geometry.dblock_sector(claimant.host_id)
     data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
+    mode = ModeBlock.from_bytes(data)
     try:
         mine = verify_dblock(data, host_id=claimant.host_id)
-    except WrongDblock:
-        return  # damaged, so not ours to understand; the leader alone still frees the lease
-    if (mine.never_used or mine.is_released) and not ModeBlock.from_bytes(data).flags:
+    except WrongDblock as error:
+        if shared and mode.is_shared:
+            raise error.at(area.path, area.byte_offset(sector)) from None
+        return
+    if (mine.never_used or mine.is_released) and not mode.flags:
         return
     yield from write_own(
         proposer_of(claimant, area, leader),
@@ -63,13 +76,14 @@ def mark_released(claimant: Claimant, area: Area, leader: Leader) -> Procedure[N
 
 
 def free_leader(claimant: Claimant, area: Area, resource: Resource, *, lver: int) -> Procedure[None]:
+    """Free the leader of a lease whose release our dblock already states.
+
+    Left as it is where another host wrote it: to write could overwrite a newer one, and our RELEASED flag
+    says the rest (section 4.4). So it is where the next owner was quicker than we.
+    """
     leader = yield from read_leader(claimant, area, resource)
-    if leader.owner == (claimant.host_id, claimant.generation) and leader.write_id != claimant.host_id:
-        # Another host wrote the leader that names us: to write could overwrite a newer one. Our
-        # RELEASED flag says the rest (section 4.4).
+    if leader.lver != lver or not is_ours(claimant, leader) or leader.write_id != claimant.host_id:
         return
-    if leader.lver != lver or leader.owner != (claimant.host_id, claimant.generation) or leader.is_free:
-        raise lost(area, leader, claimant, lver)
     freed = leader._replace(
         timestamp=0,
         flags=leader.flags & ~FLAG_SHORT_HOLD,

@@ -105,6 +105,11 @@ def lost(area: Area, leader: Leader, claimant: Claimant, lver: int) -> LeaseLost
     )
 
 
+def is_ours(claimant: Claimant, leader: Leader) -> bool:
+    """Whether the leader says that we hold the lease exclusively, in this generation."""
+    return leader.owner == (claimant.host_id, claimant.generation) and not leader.is_free
+
+
 def verify_held(
     claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False
 ) -> Procedure[None]:
@@ -115,7 +120,7 @@ def verify_held(
     """
     area, leader = yield from locate(claimant, resource)
     if not shared:
-        if leader.lver != lver or leader.owner != (claimant.host_id, claimant.generation) or leader.is_free:
+        if leader.lver != lver or not is_ours(claimant, leader):
             raise lost(area, leader, claimant, lver)
         return
     sector = area.geometry.dblock_sector(claimant.host_id)
@@ -146,8 +151,7 @@ def foreign_owner(claimant: Claimant, resource: Resource) -> Procedure[Optional[
 def names_us(claimant: Claimant, resource: Resource) -> Procedure[Optional[Leader]]:
     """The leader, if it says that we hold the lease exclusively; else None."""
     _, leader = yield from locate(claimant, resource)
-    ours = leader.owner == (claimant.host_id, claimant.generation) and not leader.is_free
-    return leader if ours else None
+    return leader if is_ours(claimant, leader) else None
 
 
 def write_note(claimant: Claimant, area: Area, note: bytes) -> Procedure[None]:

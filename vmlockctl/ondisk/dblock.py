@@ -37,8 +37,9 @@ assert MODE_BLOCK.size == 16
 FLAG_RELEASED = 0x1
 MODE_SHARED = 0x1
 
-# A ballot number beyond this cannot be followed by a larger one for every host.
-MAX_MBAL = 1 << 63
+# No honest host gets here in the life of the universe, and from here every host can still go on
+# for millions of ballots: a larger number is damage.
+MAX_MBAL = 1 << 62
 
 
 class Dblock(NamedTuple):
@@ -96,8 +97,11 @@ class ModeBlock(NamedTuple):
 NO_MODE = ModeBlock()
 
 
-def verify_dblock(sector: bytes, *, host_id: int) -> Dblock:
-    """Decode a dblock and check its sum. Raises ``WrongDblock``, which names the host id."""
+def verify_dblock(sector: bytes, *, host_id: int, num_hosts: int = 0) -> Dblock:
+    """Decode a dblock and check its sum. Raises ``WrongDblock``, which names the host id.
+
+    ``num_hosts`` also bounds the owner that it proposes: a host that cannot be is never committed.
+    """
     dblock = Dblock.from_bytes(sector)
     if dblock.never_used:
         return dblock
@@ -113,6 +117,12 @@ def verify_dblock(sector: bytes, *, host_id: int) -> Dblock:
             f"the dblock of host id {host_id} has an absurd ballot number",
             found=dblock.mbal,
             expected=f"at most {MAX_MBAL}",
+        )
+    if num_hosts and dblock.inp > num_hosts:
+        raise WrongDblock(
+            f"the dblock of host id {host_id} proposes an owner that cannot be",
+            found=dblock.inp,
+            expected=f"at most {num_hosts}",
         )
     return dblock
 

@@ -45,6 +45,10 @@ from vmlockctl.ondisk.geometry import Geometry, from_leader_fields
 from vmlockctl.records import NamedTuple
 from vmlockctl.text import decode_name, safe
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
 LEADER = Struct("<4I 5Q 48s 48s 2Q I 2H 3Q")
 LEADER_CHECKSUM_LEN = 168
 NAME_LEN = 48
@@ -150,6 +154,19 @@ def verify_delta(sector: bytes, *, space_name: str) -> Leader:
     return leader
 
 
+def first_record(sector: bytes, *, space_name: Optional[str]) -> Leader:
+    """Decode the record that states a lockspace's sizes and name, checked for just these."""
+    leader = Leader.from_bytes(sector)
+    if leader.magic != DELTA_MAGIC:
+        raise WrongMagic(
+            "no lockspace record (wrong magic)", found=_found_magic(sector), expected=f"{DELTA_MAGIC:#010x}"
+        )
+    _check_major(leader, DELTA_VERSION)
+    if space_name is not None:
+        _check_space(leader, space_name)
+    return leader
+
+
 def verify_paxos(sector: bytes, *, space_name: str, resource_name: str, host_id: int = 0) -> Leader:
     """Decode a paxos leader with a reader's checks in sanlock's order, then our own (section 2.3).
 
@@ -212,6 +229,8 @@ def _check_bounds(leader: Leader) -> None:
         raise WrongField("wrong max_hosts", found=leader.max_hosts, expected=geometry.max_hosts)
     if not 1 <= leader.num_hosts <= leader.max_hosts:
         raise WrongNumHosts("wrong num_hosts", found=leader.num_hosts, expected=f"1 to {leader.max_hosts}")
+    if leader.owner_id == 0 and not leader.is_free:
+        raise WrongField("owned by nobody", found="owner_id 0", expected=f"1 to {leader.max_hosts}")
     if leader.owner_id > leader.max_hosts:
         raise WrongField(
             "owner_id beyond max_hosts", found=leader.owner_id, expected=f"at most {leader.max_hosts}"

@@ -38,11 +38,12 @@ assert HEADER.size == 20
 
 def to_bytes(note: Mapping[str, Any]) -> bytes:
     """The 4096 bytes of the area's tail; long texts are cut so that it always fits."""
+    longest = _JSON_MAX
     body = dumps(note).encode()
-    if len(body) > _JSON_MAX:
-        note = {key: value[:400] if isinstance(value, str) else value for key, value in note.items()}
-        body = dumps(note).encode()
-    assert len(body) <= _JSON_MAX, "the fields of a note are few and bounded"
+    while len(body) > _JSON_MAX:
+        longest //= 2
+        cut = {key: value[:longest] if isinstance(value, str) else value for key, value in note.items()}
+        body = dumps(cut).encode()
     head = HEADER.pack(MAGIC, VERSION, len(body), 0)[:_CRC_OFFSET]
     return (head + crc32c(head + body).to_bytes(4, "little") + body).ljust(NOTE_SIZE, b"\0")
 

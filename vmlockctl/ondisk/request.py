@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from vmlockctl.errors import WrongMagic, WrongVersion
+from vmlockctl.errors import WrongRequestMagic, WrongRequestVersion
 from vmlockctl.records import NamedTuple
 
 REQUEST = Struct("<2I Q I")
@@ -42,11 +42,11 @@ def verify_request(sector: bytes) -> Request:
     """Decode a request record with sanlock's checks (-270, -271)."""
     request = Request.from_bytes(sector)
     if request.magic != REQUEST_MAGIC:
-        raise WrongMagic(
+        raise WrongRequestMagic(
             "wrong request magic", found=f"{request.magic:#010x}", expected=f"{REQUEST_MAGIC:#010x}"
         )
     if request.version >> 16 != REQUEST_VERSION >> 16:
-        raise WrongVersion(
+        raise WrongRequestVersion(
             "unsupported major version of the request record",
             found=request.version >> 16,
             expected=REQUEST_VERSION >> 16,

@@ -18,7 +18,7 @@ from vmlockctl.daemon.hoststate import LockspaceDir, Membership
 from vmlockctl.daemon.renewal import joined_state
 from vmlockctl.errors import CannotCreate, NoSuchArea, OnDiskError, Refused, StorageRefused, UsageError
 from vmlockctl.host.rundir import FileLock
-from vmlockctl.lease.delta import check_host_id, identify_lockspace, occupied_records, probe
+from vmlockctl.lease.delta import check_host_id, identify_lockspace, occupied_records, probe, read_record
 from vmlockctl.lease.liveness import DEAD, FREE, NEVER_OBSERVED, Observation, host_state, observe
 from vmlockctl.lease.steps import Procedure, now, read_sectors, wait
 from vmlockctl.lease.timeouts import (
@@ -152,7 +152,9 @@ def _existing(target: Target) -> Optional[Lockspace]:
         if _is_block(target.path) and not any(head):
             return None
         try:
-            return driver.run(identify_lockspace(target.path, target.offset, space_name=None))
+            existing = driver.run(identify_lockspace(target.path, target.offset, space_name=None))
+            driver.run(read_record(existing, 1, existing.io_timeout))
+            return existing
         except OnDiskError as error:
             error.hint = "it is left as it is; move it away first, or name another place"
             raise
