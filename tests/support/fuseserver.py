@@ -1,0 +1,192 @@
+"""The serving process of ``fusefs.py``: BACKING MOUNTPOINT CONTROL.
+
+Files are opened with FOPEN_DIRECT_IO, so O_DIRECT works and no page cache hides a fault.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+import sys
+import threading
+from fnmatch import fnmatch
+from typing import Any, Optional
+
+from mfusepy import FUSE, Operations
+
+ERRORS = {"eio": errno.EIO, "enospc": errno.ENOSPC}
+
+
+class Faults:
+    """The present fault, and who waits in it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._fault: Optional[dict[str, Any]] = None
+        self.hits = self.hung = 0
+
+    def set(self, fault: Optional[dict[str, Any]]) -> None:
+        with self._changed:
+            self._fault, self.hits = fault, 0
+            self._changed.notify_all()
+
+    def _meets(self, operation: str, path: str) -> Optional[str]:
+        fault = self._fault
+        if fault is None or operation not in fault["operations"] or not fnmatch(path, fault["names"]):
+            return None
+        return str(fault["action"])
+
+    def meet(self, operation: str, path: str) -> Optional[str]:
+        """Apply the fault to an operation: raise, wait it out, or say what the operation shall do."""
+        with self._changed:
+            action = self._meets(operation, path)
+            self.hits += action is not None
+            if action == "hang":
+                self.hung += 1
+                while self._meets(operation, path) == "hang":
+                    self._changed.wait()
+                self.hung -= 1
+                action = None
+        if action in ERRORS:
+            raise OSError(ERRORS[action], os.strerror(ERRORS[action]), path)
+        return action
+
+
+def serve_control(path: str, faults: Faults) -> None:
+    """Answer requests, one line each, until the process ends."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(8)
+    while True:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rw") as stream:
+            request = json.loads(stream.readline())
+            if "fault" in request:
+                faults.set(request["fault"])
+            stream.write(json.dumps({"hits": faults.hits, "hung": faults.hung}) + "\n")
+            stream.flush()
+
+
+class Passthrough(Operations):  # type: ignore[misc]  # mfusepy has no types
+    """Every operation is the same one in the backing directory, unless a fault says otherwise."""
+
+    use_ns = True
+
+    def __init__(self, backing: str, faults: Faults) -> None:
+        self._backing, self._faults = backing, faults
+
+    def _real(self, operation: str, path: str) -> str:
+        self._faults.meet(operation, path)
+        return self._backing + path
+
+    def getattr(self, path: str, fh: Any = None) -> dict[str, Any]:
+        found = os.lstat(self._real("getattr", path))
+        attributes = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        for clock in ("st_atime", "st_mtime", "st_ctime"):
+            attributes[clock] = attributes[f"{clock}_ns"]
+        return attributes
+
+    def readdir(self, path: str, fh: Any) -> list[str]:
+        return [".", "..", *os.listdir(self._real("readdir", path))]
+
+    def open(self, path: str, fi: Any) -> int:
+        fi.fh = os.open(self._real("open", path), fi.flags & ~(os.O_DIRECT | os.O_CREAT | os.O_EXCL))
+        fi.direct_io = 1
+        return 0
+
+    def create(self, path: str, mode: int, fi: Any) -> int:
+        fi.fh = os.open(self._real("create", path), (fi.flags & ~os.O_DIRECT) | os.O_CREAT, mode)
+        fi.direct_io = 1
+        return 0
+
+    def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:
+        self._faults.meet("read", path)
+        return os.pread(fi.fh, size, offset)
+
+    def write(self, path: str, data: bytes, offset: int, fi: Any) -> int:
+        if self._faults.meet("write", path) == "lose":
+            return len(data)
+        return os.pwrite(fi.fh, data, offset)
+
+    def fsync(self, path: str, datasync: int, fi: Any) -> int:
+        self._faults.meet("fsync", path)
+        os.fsync(fi.fh)
+        return 0
+
+    def flush(self, path: str, fi: Any) -> int:
+        return 0
+
+    def release(self, path: str, fi: Any) -> int:
+        os.close(fi.fh)
+        return 0
+
+    def truncate(self, path: str, length: int, fh: Any = None) -> int:
+        os.truncate(self._real("write", path), length)
+        return 0
+
+    def fallocate(self, path: str, mode: int, offset: int, size: int, fi: Any) -> int:
+        if mode != 0:
+            raise OSError(errno.EOPNOTSUPP, "only plain allocation")
+        os.posix_fallocate(fi.fh, offset, size)
+        return 0
+
+    def unlink(self, path: str) -> int:
+        os.unlink(self._real("unlink", path))
+        return 0
+
+    def rename(self, old: str, new: str) -> int:
+        os.rename(self._real("rename", old), self._backing + new)
+        return 0
+
+    def link(self, target: str, source: str) -> int:
+        os.link(self._real("link", source), self._backing + target)
+        return 0
+
+    def symlink(self, target: str, source: str) -> int:
+        os.symlink(source, self._backing + target)
+        return 0
+
+    def readlink(self, path: str) -> str:
+        return os.readlink(self._backing + path)
+
+    def mkdir(self, path: str, mode: int) -> int:
+        os.mkdir(self._backing + path, mode)
+        return 0
+
+    def rmdir(self, path: str) -> int:
+        os.rmdir(self._backing + path)
+        return 0
+
+    def chmod(self, path: str, mode: int) -> int:
+        os.chmod(self._backing + path, stat.S_IMODE(mode))
+        return 0
+
+    def chown(self, path: str, uid: int, gid: int) -> int:
+        os.chown(self._backing + path, uid, gid, follow_symlinks=False)
+        return 0
+
+    def utimens(self, path: str, times: Any = None) -> int:
+        os.utime(self._backing + path, ns=times)
+        return 0
+
+    def statfs(self, path: str) -> dict[str, int]:
+        found = os.statvfs(self._backing + path)
+        return {name: getattr(found, name) for name in dir(found) if name.startswith("f_")}
+
+
+def serve(backing: str, mountpoint: str, control: str) -> None:
+    """Mount and answer the kernel until unmounted or killed."""
+    faults = Faults()
+    threading.Thread(target=serve_control, args=(control, faults), daemon=True).start()
+    # Nothing is remembered by the kernel: what the other side of the backing directory does is seen at once.
+    FUSE(
+        Passthrough(backing, faults), mountpoint, raw_fi=True, foreground=True, attr_timeout=0,
+        entry_timeout=0, fsname="faulty",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
