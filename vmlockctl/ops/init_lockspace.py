@@ -35,7 +35,7 @@ from vmlockctl.ondisk.area import lockspace_area, unpublished_lockspace_area
 from vmlockctl.ondisk.geometry import Geometry, choose
 from vmlockctl.ondisk.leader import Leader, name_field, new_delta
 from vmlockctl.ops.hostnames import host_name_of
-from vmlockctl.ops.session import Session, administered_target
+from vmlockctl.ops.session import Session, administered_target, find_membership
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target
 from vmlockctl.storage.device import storage_error
@@ -97,7 +97,7 @@ def init_lockspace(
         check_host_id(geometry, options.host_id)
     existing = _existing(target)
     if existing is not None and not options.force:
-        return _keep(target, existing, name, geometry, options)
+        return _keep(session, target, existing, name, geometry, options)
     if existing is not None:
         _require_all_dead(existing, on_wait)
     membership = None
@@ -160,12 +160,15 @@ def _existing(target: Target) -> Optional[Lockspace]:
             raise
 
 
-def _keep(target: Target, existing: Lockspace, name: str, geometry: Geometry, options: Format) -> Initialised:
-    """Same name and geometry: nothing to do. Otherwise: exists already."""
-    same_name = existing.space_name == name
-    if same_name and existing.area.geometry == geometry and options.host_id is None:
+def _keep(
+    session: Session, target: Target, existing: Lockspace, name: str, geometry: Geometry, options: Format
+) -> Initialised:
+    """Same name and geometry, and joined as asked for: nothing to do. Otherwise: exists already."""
+    same = existing.space_name == name and existing.area.geometry == geometry
+    ours = find_membership(session, target) if options.host_id is not None else None
+    if same and options.host_id == (ours.host_id if ours is not None else None):
         return Initialised(
-            target.path, target.offset, name, geometry, existing.io_timeout, created=False, joined_as=None
+            target.path, target.offset, name, geometry, existing.io_timeout, created=False, joined_as=ours
         )
     there = existing.area.geometry
     found = f"{safe(existing.space_name)!r} {there.sector_size}/{there.align_size}"
