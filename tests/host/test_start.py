@@ -243,6 +243,19 @@ def test_waiting_ends_with_124(host: VmHost, holder: Child, disk: Path) -> None:
     assert 2 <= result.seconds < 6
 
 
+def test_a_refused_acquire_gives_back_only_what_it_took(
+    two_hosts: tuple[VmHost, VmHost], holder: Child, lease_dir: Path, tmp_path: Path
+) -> None:
+    """A process that holds a disk keeps it when it asks for that disk again and another that is busy."""
+    here, there = two_hosts
+    held, busy, fresh = (make_disk(tmp_path / f"{name}.img") for name in ("held", "busy", "fresh"))
+    assert here.acquire(holder.pid, held).returncode == 0
+    assert there.acquire(holder.pid, busy).returncode == 0
+    assert here.acquire(holder.pid, held, fresh, busy).returncode == 75
+    assert [lease_owner(lease_dir, disk) for disk in (held, busy, fresh)] == [1, 2, 0]
+    assert here.release(holder.pid, held).returncode == 0
+
+
 # -- which disks ------------------------------------------------------------------------------------
 
 

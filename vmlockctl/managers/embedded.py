@@ -71,29 +71,36 @@ class EmbeddedManager:
     def acquire(self, wants: Sequence[Want], user: User, *, expect_lver: Optional[int] = None) -> list[Grant]:
         """All of the leases or none. In the order of their names: two commands never deadlock."""
         granted: list[Grant] = []
+        fresh: list[Grant] = []
         state = self._directory.require_live()
         self._generation = state.generation
         try:
             self._refuse_openers(state, wants, user.process)
             for want in sorted(wants):
-                grant = self._acquire_one(state, want, user, expect_lver)
+                grant, is_fresh = self._acquire_one(state, want, user, expect_lver)
                 granted.append(grant)
+                if is_fresh:
+                    fresh.append(grant)
         except BaseException:
-            for grant in reversed(granted):
+            # Only what this command took: the process may have held, and use, the others before.
+            for grant in reversed(fresh):
                 self._undo(grant, user.process)
             raise
         finally:
             self._driver.close()
         return granted
 
-    def _acquire_one(self, state: HostState, want: Want, user: User, expect_lver: Optional[int]) -> Grant:
+    def _acquire_one(
+        self, state: HostState, want: Want, user: User, expect_lver: Optional[int]
+    ) -> tuple[Grant, bool]:
+        """One lease, and whether the process did not have it before."""
         with_lock = self._locked(want.resource, want.disk)
         try:
             existing = self._current_claim(state, want.resource)
             if existing is not None:
                 joined = self._join_existing(existing, want, user)
                 if joined is not None:
-                    return joined
+                    return joined, user.process not in existing.processes
             claim = Claim(
                 resource=want.resource,
                 path=want.path,
@@ -112,7 +119,7 @@ class EmbeddedManager:
                 acquired_at=clock.wall(),
             )
             self._store.write(claim)
-            return self._acquire_claimed(state, claim, existing, expect_lver)
+            return self._acquire_claimed(state, claim, existing, expect_lver), True
         finally:
             with_lock.release(unlink=self._store.read(want.resource) is None)
 
