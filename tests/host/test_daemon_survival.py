@@ -73,6 +73,20 @@ def test_the_standby_goes_on_within_two_seconds(host: VmHost, vm: Qemu, lease_di
     assert_untouched(host, vm, lease_dir, disk)
 
 
+@pytest.mark.long
+def test_the_standby_goes_on_again_and_again(host: VmHost, vm: Qemu, lease_dir: Path, disk: Path) -> None:
+    """Thirty crashes at thirty moments of the renewal cycle: never a gap that costs the VM."""
+    with watch_delta(lease_dir, 1) as renewals:
+        for number in range(30):
+            host.wait_for_pair()
+            wait_until(renewals.wait_for_change(within=10).seen + number * RENEWAL_SECONDS / 30)
+            killed = host.kill_daemon()
+            wait_for("a renewal", partial(renewals.since, killed), within=2 + 1)
+            assert vm.running
+        assert {seen.leader.owner_generation for seen in renewals.sightings} == {1}
+    assert_untouched(host, vm, lease_dir, disk)
+
+
 def test_a_killed_standby_is_replaced(host: VmHost, vm: Qemu, lease_dir: Path, disk: Path) -> None:
     daemon, standby = host.wait_for_pair()
     send_signal(standby, signal.SIGKILL)

@@ -28,6 +28,7 @@ from tests.support.qemu import (
     machine,
     make_disk,
     make_qcow2,
+    resource_name,
 )
 from tests.support.vmhost import VmHost, console_script
 from tests.support.waiting import until, wait_for
@@ -248,7 +249,8 @@ def test_a_refused_acquire_gives_back_only_what_it_took(
 ) -> None:
     """A process that holds a disk keeps it when it asks for that disk again and another that is busy."""
     here, there = two_hosts
-    held, busy, fresh = (make_disk(tmp_path / f"{name}.img") for name in ("held", "busy", "fresh"))
+    # Leases are taken in the order of their names: the busy one must come last to undo anything.
+    held, fresh, busy = sorted((make_disk(tmp_path / f"{name}.img") for name in "abc"), key=resource_name)
     assert here.acquire(holder.pid, held).returncode == 0
     assert there.acquire(holder.pid, busy).returncode == 0
     assert here.acquire(holder.pid, held, fresh, busy).returncode == 75
