@@ -15,6 +15,7 @@ from tests.support.disk import (
     lease_is_free,
     lease_leader,
     lease_owner,
+    resource_name,
     resource_path,
     shared_hosts,
 )
@@ -28,7 +29,6 @@ from tests.support.qemu import (
     machine,
     make_disk,
     make_qcow2,
-    resource_name,
 )
 from tests.support.vmhost import VmHost, console_script
 from tests.support.waiting import until, wait_for
