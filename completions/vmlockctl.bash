@@ -1,17 +1,18 @@
 # bash completion for vmlockctl                                            -*- shell-script -*-
 
 _vmlockctl_options() {
-    local common="--run-dir --json --debug --quiet --help"
+    local common="--lockspace --run-dir --json --debug --quiet --help"
+    local leasing="--lver --wait --vm --uuid --allow-alias --require-level"
     case $1 in
+        "")             echo "$common --version" ;;
         init-lockspace) echo "--name --host-id --host-name --io-timeout --sector-size --align --owner --group --mode --force $common" ;;
         add-host)       echo "--host-id --host-name --io-timeout --foreground $common" ;;
-        remove-host)    echo "$common" ;;
-        acquire)        echo "--lockspace --pid --shared --wait --vm --lver --allow-alias $common" ;;
-        release)        echo "--lockspace --pid $common" ;;
-        run)            echo "--lockspace --disk --wait --conflict-exit-code --no-auto-disks --allow-alias $common" ;;
-        status)         echo "--lockspace --watch --observe --require-level $common" ;;
+        acquire)        echo "--pid --shared $leasing $common" ;;
+        release)        echo "--pid $common" ;;
+        run)            echo "--disk --conflict-exit-code --no-auto-disks $leasing $common" ;;
+        status)         echo "--watch --observe $common" ;;
         dump-leases)    echo "--all-blocks $common" ;;
-        check-orphans)  echo "--lockspace --fix --dry-run --yes --observe $common" ;;
+        check-orphans)  echo "--fix --dry-run --yes $common" ;;
         *)              echo "$common" ;;
     esac
 }
@@ -48,6 +49,7 @@ _vmlockctl() {
         --group) mapfile -t COMPREPLY < <(compgen -g -- "$current") && return ;;
         --sector-size) mapfile -t COMPREPLY < <(compgen -W "512 4096" -- "$current") && return ;;
         --align) mapfile -t COMPREPLY < <(compgen -W "1M 2M 4M 8M" -- "$current") && return ;;
+        --require-level) mapfile -t COMPREPLY < <(compgen -W "1 2 3" -- "$current") && return ;;
         --host-id) mapfile -t COMPREPLY < <(compgen -W "auto" -- "$current") && return ;;
     esac
     if [[ $current == -* ]]; then

@@ -81,6 +81,7 @@ def test_the_standby_goes_on_again_and_again(host: VmHost, vm: Qemu, lease_dir: 
             host.wait_for_pair()
             wait_until(renewals.wait_for_change(within=10).seen + number * RENEWAL_SECONDS / 30)
             killed = host.kill_daemon()
+            # One more second: a renewal in the second of the one before it changes nothing on the disk.
             wait_for("a renewal", partial(renewals.since, killed), within=2 + 1)
             assert vm.running
         assert {seen.leader.owner_generation for seen in renewals.sightings} == {1}

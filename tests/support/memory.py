@@ -2,7 +2,8 @@
 
 Every host is a set of generators in one thread. The clock is virtual: it moves to the next event when
 nothing is left to do now. Who goes first among what could happen at the same moment is asked of
-``choose``: a seed, a script, or an explorer that tries all of it. Faults are asked for by the number of the I/O.
+``choose``: a seed, a script, or an explorer that tries all of it. Faults are asked for by the number of
+the I/O.
 
     Storage      paths -> bytes; guard bytes stand before, between and after the areas
     Simulation   runs procedures for hosts, step by step; ``latency`` 0 makes all I/Os simultaneous
@@ -50,7 +51,7 @@ def _surrounded(content: bytes) -> bytes:
 
 
 class _Device:
-    """The bytes of one path: what it began with, which all copies have in common, and what was written since."""
+    """The bytes of one path: what it began with, which all copies share, and what was written since."""
 
     def __init__(self, base: bytes, written: dict[int, bytes]) -> None:
         self.base = base
@@ -130,9 +131,9 @@ class Storage:
         start = area.byte_offset(sector)
         end = start + sector_count * area.geometry.sector_size
         for known in self._areas:
-            if known.path == area.path and known.offset <= start:
-                if end <= known.offset + known.geometry.align_size:
-                    return start, end
+            ends = known.offset + known.geometry.align_size
+            if known.path == area.path and known.offset <= start and end <= ends:
+                return start, end
         raise AssertionError(f"{area} sectors {sector}..{sector + sector_count - 1} leave every area")
 
 
@@ -259,7 +260,7 @@ class Simulation:
         self.now = start
         self.tasks: list[Task] = []
         self.ios: list[Io] = []
-        self._choose = choose or (lambda options: self.random.randrange(options))
+        self._choose = choose or (self.random.randrange)
         self._latency = latency
         self._tear = tear
         self._look_first = look_first

@@ -65,6 +65,7 @@ class SanlockHolder:
     """``sanlock client command``: register, acquire, and become a process that holds the lease."""
 
     def __init__(self, host: SanlockHost, spec: str) -> None:
+        self.spec = spec
         self._child = subprocess.Popen(
             [host.program, "client", "command", "-r", spec, "-c", "/bin/sh", "-c",
              "echo granted; exec sleep infinity"],
@@ -174,9 +175,8 @@ class SanlockHost:
     def release(self, holder: SanlockHolder) -> None:
         """End a holder and wait until the daemon has written the release."""
         holder.end()
-        wait_for(
-            "sanlock's release", lambda: f"p {holder.pid}" not in self.client("status").stdout, within=10
-        )
+        listed = f"r {holder.spec.removesuffix(':SH')}:"
+        wait_for("sanlock's release", lambda: listed not in self.client("status").stdout, within=10)
 
     def crash_everything(self) -> None:
         """Kill -9 the daemon and every process that holds a lease through it."""

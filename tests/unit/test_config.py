@@ -110,7 +110,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "libvirt",
-    ["host_id = 3000\n", "io_timeout = 300\n", 'host_id = "x"\n', 'io_timeout = "x"\n', "disk_lease_dir = 5\n"],
+    [
+        "host_id = 3000\n",
+        "io_timeout = 300\n",
+        'host_id = "x"\n',
+        'io_timeout = "x"\n',
+        "disk_lease_dir = 5\n",
+    ],
 )
 def test_a_mistake_in_libvirts_file_is_told_with_that_file(files: Files, libvirt: str) -> None:
     """An error says where; and a text where a number is wanted is an error, not a traceback."""

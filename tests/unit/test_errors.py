@@ -18,8 +18,6 @@ TABLE: dict[str, tuple[int, str, object]] = {
     "WrongMagic": (65, "wrong-magic", -223),
     "ClearedResource": (65, "cleared-resource", -223),
     "WrongVersion": (65, "wrong-version", -224),
-    "WrongRequestMagic": (65, "wrong-request-magic", -270),
-    "WrongRequestVersion": (65, "wrong-request-version", -271),
     "WrongSectorSize": (65, "wrong-sector-size", -225),
     "WrongLockspaceName": (65, "wrong-lockspace-name", -226),
     "WrongResourceName": (65, "wrong-resource-name", -227),

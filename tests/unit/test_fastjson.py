@@ -37,7 +37,9 @@ def test_any_text_is_decoded_as_json_does_or_is_a_value_error(text: str) -> None
         assert fastjson.loads(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", " ", "{", '{"a"', "[1,]", "{} {}", "nul", "[" * 100_000, '{"a":' * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", " ", "{", '{"a"', "[1,]", "{} {}", "nul", "[" * 100_000, '{"a":' * 100_000]
+)
 def test_what_is_no_json(text: str) -> None:
     with pytest.raises(ValueError, match="."):
         fastjson.loads(text)

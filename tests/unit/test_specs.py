@@ -152,7 +152,15 @@ def test_wrong_sizes(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0"), (1, "1"), (512, "512"), (1024, "1K"), (4096, "4K"), (1 << 20, "1M"), ((1 << 20) + 1024, "1025K")],
+    [
+        (0, "0"),
+        (1, "1"),
+        (512, "512"),
+        (1024, "1K"),
+        (4096, "4K"),
+        (1 << 20, "1M"),
+        ((1 << 20) + 1024, "1025K"),
+    ],
 )
 def test_sizes_as_text(size: int, text: str) -> None:
     assert format_size(size) == text

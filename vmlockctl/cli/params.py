@@ -128,12 +128,7 @@ RUN = Command(
 DAEMON = Command(
     "daemon",
     "Renew host leases and watch claimed processes, in the foreground.",
-    (
-        Option(("--background",), "background", FLAG, "Log to syslog, not to stderr."),
-        Option(
-            ("--standby",), "standby", FLAG, "Wait as standby of a running daemon (any second daemon does)."
-        ),
-    ),
+    (Option(("--background",), "background", FLAG, "Log to syslog, not to stderr."),),
     "",
 )
 COMMANDS = {command.name: command for command in (ACQUIRE, RELEASE, RUN, DAEMON)}

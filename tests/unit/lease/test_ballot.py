@@ -67,9 +67,7 @@ def test_first_mbal(highest: int, host_id: int, max_hosts: int, expected: int) -
 # -- phases ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("num_hosts", "count"), [(1, 4), (4, 8), (8, 16), (2000, 2048)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("num_hosts", "count"), [(1, 4), (4, 8), (8, 16), (2000, 2048)], ids=str)
 def test_alone(num_hosts: int, count: int) -> None:
     scene = Scene(num_hosts=num_hosts)
     result = ballot(scene)
@@ -92,9 +90,7 @@ def test_phase_1_proposes_nothing() -> None:
 def test_the_own_sector_in_every_geometry(geometry: Geometry) -> None:
     scene = Scene(geometry=geometry, num_hosts=geometry.max_hosts)
     last = geometry.max_hosts
-    result = scene.run(
-        last, run_ballot(proposer(scene, last)._replace(num_hosts=last), lver=1, mbal=last)
-    )
+    result = scene.run(last, run_ballot(proposer(scene, last)._replace(num_hosts=last), lver=1, mbal=last))
     assert isinstance(result, Decided)
     assert scene.dblock(last).inp == last
     assert scene.last.ios[0].sector == last + 1

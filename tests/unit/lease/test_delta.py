@@ -269,7 +269,7 @@ def test_a_frozen_record_is_taken_after_more_than_host_dead_and_not_before(n: in
     assert not [io for io in scene.sim.ios if io.kind == "w"]
     assert not task.done
     scene.sim.run()
-    [write] = [io for io in scene.sim.ios if io.kind == "w"]
+    [_write] = [io for io in scene.sim.ios if io.kind == "w"]
     assert task.outcome().generation == 2
     assert NOW + 8 * n + 60 < scene.delta(2).timestamp <= NOW + 8 * n + 62
     assert sum(wait.seconds for wait in task.waits[:-1]) == 8 * n + 61

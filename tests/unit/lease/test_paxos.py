@@ -53,7 +53,14 @@ def scene() -> Scene:
 
 def own(scene: Scene, host_id: int, **fields: Any) -> Leader:
     """Make a host the exclusive owner of version 4."""
-    values = {"owner_id": host_id, "owner_generation": 1, "lver": 4, "timestamp": 900, "write_id": host_id, **fields}
+    values = {
+        "owner_id": host_id,
+        "owner_generation": 1,
+        "lver": 4,
+        "timestamp": 900,
+        "write_id": host_id,
+        **fields,
+    }
     return scene.put_leader(**values)
 
 
@@ -90,7 +97,7 @@ def refused(scene: Scene, error: type[Exception], host_id: int = 1, **options: A
     return caught.value
 
 
-# -- free, or ours --------------------------------------------------------------------------------------
+# -- free, or ours -----------------------------------------------------------------------------------
 
 
 def test_a_free_lease(scene: Scene) -> None:
@@ -199,7 +206,7 @@ def test_ballot_numbers_grow_over_all_dblocks(scene: Scene) -> None:
     assert scene.dblock(1).mbal == 8001
 
 
-# -- an owner ---------------------------------------------------------------------------------------------
+# -- an owner ----------------------------------------------------------------------------------------
 
 
 def test_a_live_owner(scene: Scene) -> None:
@@ -243,7 +250,9 @@ def test_an_owner_that_we_know_nothing_of(scene: Scene) -> None:
     [
         seen_silent(2, NOW, 500, generation=9),  # another possession of that host id
         seen_silent(2, NOW, 500, last_check=0),
-        Observation(2, 1, NOW - 5, "hostB", 1, first_check=NOW - 500, last_check=NOW),  # no change was ever seen
+        Observation(
+            2, 1, NOW - 5, "hostB", 1, first_check=NOW - 500, last_check=NOW
+        ),  # no change was ever seen
     ],
     ids=["another generation", "no look", "no change"],
 )
@@ -252,7 +261,9 @@ def test_a_row_that_does_not_speak_of_the_owner(scene: Scene, row: Observation) 
     assert refused(scene, LeaseHeld, observations={2: row}).details["state"] == "unknown"
 
 
-@pytest.mark.parametrize(("n", "silent", "taken"), [(1, 68, False), (1, 69, True), (10, 140, False), (10, 141, True)])
+@pytest.mark.parametrize(
+    ("n", "silent", "taken"), [(1, 68, False), (1, 69, True), (10, 140, False), (10, 141, True)]
+)
 def test_a_dead_owner(scene: Scene, n: int, silent: float, taken: bool) -> None:
     """Strictly more than 8N + 60 of the *owner's* io_timeout."""
     scene.put_delta(2, io_timeout=n)
@@ -324,7 +335,7 @@ def test_a_blanked_dblock_with_the_flag_is_a_release_too(scene: Scene) -> None:
     assert scene.acquire(1, observations={2: seen_live(2, NOW)}).leader.lver == 5
 
 
-# -- waiting for a dead owner -------------------------------------------------------------------------------
+# -- waiting for a dead owner ------------------------------------------------------------------------
 
 
 def waiting(scene: Scene, **options: Any) -> Any:
@@ -385,7 +396,7 @@ def test_waiting_ends_when_the_owner_leaves(scene: Scene) -> None:
     assert task.outcome().leader.lver == 5
 
 
-# -- the version that the caller expects ----------------------------------------------------------------------
+# -- the version that the caller expects -------------------------------------------------------------
 
 
 def test_the_expected_version(scene: Scene) -> None:
@@ -411,7 +422,7 @@ def test_version_0_is_a_version(scene: Scene) -> None:
     assert scene.acquire(1, expect_lver=0).leader.lver == 1
 
 
-# -- damage ---------------------------------------------------------------------------------------------------
+# -- damage ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -539,9 +550,7 @@ def test_sizes_that_change_between_two_looks(sizes: Geometry, later: Geometry) -
 
     scene.sim._on_write = watch
     try:
-        held = scene.acquire(
-            1, task={"faults": before(2, lambda: scene.storage.write(scene.area, 0, other))}
-        )
+        held = scene.acquire(1, task={"faults": before(2, lambda: scene.storage.write(scene.area, 0, other))})
     except OnDiskError:
         pass
     else:
@@ -549,7 +558,7 @@ def test_sizes_that_change_between_two_looks(sizes: Geometry, later: Geometry) -
     assert not wrong
 
 
-# -- contention ---------------------------------------------------------------------------------------------------
+# -- contention --------------------------------------------------------------------------------------
 
 
 def test_a_ballot_that_never_ends_is_given_up_and_named(scene: Scene) -> None:
@@ -689,7 +698,7 @@ def test_a_leader_that_is_no_longer_ours_when_we_look_again(scene: Scene, fields
         scene.acquire(1, task={"faults": before(8, lambda: scene.put_leader(**fields))})
 
 
-# -- for messages ---------------------------------------------------------------------------------------------------
+# -- for messages ------------------------------------------------------------------------------------
 
 
 def test_foreign_owner(scene: Scene) -> None:

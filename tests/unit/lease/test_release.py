@@ -118,8 +118,10 @@ def test_what_is_not_ours_is_not_freed(scene: Scene, held: Held, fields: dict[st
     assert caught.value.sanlk_rv == -251
 
 
-def test_a_version_that_we_do_not_hold_any_more_does_not_release_the_one_that_we_do(scene: Scene, held: Held) -> None:
-    """A stale record of ours about an earlier possession: our RELEASED flag would give the present one away."""
+def test_a_version_that_we_do_not_hold_any_more_does_not_release_the_one_that_we_do(
+    scene: Scene, held: Held
+) -> None:
+    """A stale record of an earlier possession: our RELEASED flag would give the present one away."""
     scene.put_leader(write_id=3, lver=2)
     scene.put_own(1, Dblock(2001, 2001, 1, 1, NOW, 2).sealed())
     with pytest.raises(LeaseLost):
@@ -239,9 +241,7 @@ def test_what_is_held_is_held(scene: Scene, held: Held) -> None:
     scene.run(1, verify_held(scene.claimant(1), scene.resource, lver=1))
 
 
-@pytest.mark.parametrize(
-    "fields", [{"lver": 2}, {"owner_id": 2}, {"owner_generation": 2}, {"timestamp": 0}]
-)
+@pytest.mark.parametrize("fields", [{"lver": 2}, {"owner_id": 2}, {"owner_generation": 2}, {"timestamp": 0}])
 def test_what_was_taken_is_lost(scene: Scene, held: Held, fields: dict[str, int]) -> None:
     scene.put_leader(**fields)
     with pytest.raises(LeaseLost, match="no longer ours"):

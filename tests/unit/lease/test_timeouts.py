@@ -7,7 +7,12 @@ import pytest
 from vmlockctl.lease import timeouts
 
 # N, renewal, warning, failure, host dead, settle.
-TABLE = [(1, 2, 6, 8, 68, 2), (5, 10, 30, 40, 100, 10), (10, 20, 60, 80, 140, 20), (20, 40, 120, 160, 220, 40)]
+TABLE = [
+    (1, 2, 6, 8, 68, 2),
+    (5, 10, 30, 40, 100, 10),
+    (10, 20, 60, 80, 140, 20),
+    (20, 40, 120, 160, 220, 40),
+]
 
 
 @pytest.mark.parametrize(("n", "renewal", "warning", "failure", "dead", "settle"), TABLE)

@@ -1,6 +1,7 @@
 """The worked byte examples of sanlock-format.md section 11: whole sectors, made by the real tool and daemons.
 
-Hosts ``hostA`` = id 1 and ``hostB`` = id 2, lockspace ``specls``, resource ``resA``, 512/1M. Rows of zeros are omitted.
+Hosts ``hostA`` = id 1 and ``hostB`` = id 2, lockspace ``specls``, resource ``resA``, 512/1M. Rows of
+zeros are omitted.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ from vmlockctl.ondisk import bitmap
 
 
 @pytest.mark.parametrize(
-    ("host_id", "byte", "value"), [(1, 0, 0x01), (8, 0, 0x80), (9, 1, 0x01), (2000, 249, 0x80), (2048, 255, 0x80)]
+    ("host_id", "byte", "value"),
+    [(1, 0, 0x01), (8, 0, 0x80), (9, 1, 0x01), (2000, 249, 0x80), (2048, 255, 0x80)],
 )
 def test_bit_of_a_host(host_id: int, byte: int, value: int) -> None:
     """Byte 256 + (t-1)//8, least significant bit first (section 1.4)."""

@@ -22,6 +22,8 @@ def test_sanlocks_vectors(data: bytes, expected: int) -> None:
     assert checksum(data) == expected
 
 
-@pytest.mark.parametrize(("data", "expected"), [(b"", 0), (b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA)])
+@pytest.mark.parametrize(
+    ("data", "expected"), [(b"", 0), (b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA)]
+)
 def test_the_owner_notes_sum_is_the_standard_one(data: bytes, expected: int) -> None:
     assert crc32c(data) == expected

@@ -91,7 +91,8 @@ def test_one_writer_for_both_structures(sector_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "is_shared"),
-    [(ModeBlock(), False), (ModeBlock(1, 0), False), (ModeBlock(1, 1), True), (ModeBlock(2, 1), False), (ModeBlock(3, 9), True)],
+    [(ModeBlock(), False), (ModeBlock(1, 0), False), (ModeBlock(1, 1), True),
+     (ModeBlock(2, 1), False), (ModeBlock(3, 9), True)],
 )  # fmt: skip
 def test_who_holds_it_shared(mode: ModeBlock, is_shared: bool) -> None:
     """Generation 0 is nobody (section 4.6)."""

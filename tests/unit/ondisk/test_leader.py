@@ -111,9 +111,7 @@ def test_the_checksum_of_a_paxos_leader_comes_before_our_own_checks() -> None:
 
 
 def test_a_cleared_resource_is_told_before_everything_else() -> None:
-    cleared = PAXOS._replace(
-        magic=PAXOS_CLEARED_MAGIC, version=0, space_name=bytes(48), num_hosts=0
-    )
+    cleared = PAXOS._replace(magic=PAXOS_CLEARED_MAGIC, version=0, space_name=bytes(48), num_hosts=0)
     with pytest.raises(ClearedResource) as caught:
         verify_paxos(sector(cleared, sealed=False), space_name="ls", resource_name="res")
     assert caught.value.sanlk_rv == -223

@@ -98,7 +98,8 @@ def test_hostile_json_is_no_note() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["x" * 5000, "/" + "d" * 254 + "/" + "e" * 3800, "é" * 2040, "\U0001f4be" * 1020, "\udc80" * 4000, "\x01" * 4000],
+    ["x" * 5000, "/" + "d" * 254 + "/" + "e" * 3800, "é" * 2040,
+     "\U0001f4be" * 1020, "\udc80" * 4000, "\x01" * 4000],
     ids=["ascii", "path", "two bytes", "four bytes", "undecodable", "control"],
 )  # fmt: skip
 @pytest.mark.parametrize("fields", [("disk",), ("disk", "vm"), ("disk", "vm", "host_name", "uuid")])
