@@ -199,7 +199,7 @@ def test_one_of_two_hosts_fails_half_way(number: int, fault: Fault) -> None:
 @pytest.mark.parametrize("mode", [EXCLUSIVE, SHARED])
 @pytest.mark.parametrize("kind", [ERROR, ERROR_LANDED, CRASH, CRASH_AFTER])
 def test_failure_at_every_step(mode: str, kind: str) -> None:
-    """Fail I/O 1, 2, 3, ... until the acquire completes; each time the area is valid and the lease to be had."""
+    """Fail I/O 1, 2, 3, ... until the acquire completes; the area stays valid and the lease to be had."""
     number = 0
     while True:
         number += 1
