@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from vmlockctl.host.rundir import RunDir
 
-_STUCK_TICKS = 8  # of the standby's own clock: a machine that was paused as a whole is not a stuck daemon
+_STUCK_TICKS = 5  # of the standby's own clock: a machine that was paused as a whole is not a stuck daemon
 _STANDBY_RESTART_SECONDS = 2.0
 
 

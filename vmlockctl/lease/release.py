@@ -24,18 +24,26 @@ from vmlockctl.lease.timeouts import read_timeout_seconds
 from vmlockctl.ondisk.dblock import FLAG_RELEASED, NO_MODE, ModeBlock, verify_dblock
 from vmlockctl.ondisk.leader import FLAG_SHORT_HOLD, Leader
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
 
 def release(claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False) -> Procedure[None]:
     """Release a lease that we hold at version ``lver``.
 
-    Raises ``LeaseLost``, with nothing written, if it is not ours.
+    Raises ``LeaseLost`` if the leader does not name us. Our dblock of that version is marked all the same:
+    a co-committer may have put an old leader back, and without the mark whoever repeats the ballot
+    would commit us again, for ever. A dblock of another version is another possession, and left alone.
     """
     area, leader = yield from locate(claimant, resource)
-    if not shared and (leader.lver != lver or not is_ours(claimant, leader)):
+    named = leader.lver == lver and is_ours(claimant, leader)
+    yield from _mark_released(claimant, area, leader, shared=shared, lver=None if named else lver)
+    if shared:
+        return
+    if not named:
         raise lost(area, leader, claimant, lver)
-    yield from _mark_released(claimant, area, leader, shared=shared)
-    if not shared:
-        yield from free_leader(claimant, area, resource, lver=lver)
+    yield from free_leader(claimant, area, resource, lver=lver)
 
 
 def retract(claimant: Claimant, resource: Resource) -> Procedure[None]:
@@ -44,14 +52,18 @@ def retract(claimant: Claimant, resource: Resource) -> Procedure[None]:
     Others may still commit our value afterwards; our RELEASED flag tells them that it is void.
     """
     area, leader = yield from locate(claimant, resource)
-    yield from _mark_released(claimant, area, leader, shared=False)
+    yield from _mark_released(claimant, area, leader, shared=False, lver=None)
     leader = yield from read_leader(claimant, area, resource)
     if is_ours(claimant, leader):
         yield from free_leader(claimant, area, resource, lver=leader.lver)
 
 
-def _mark_released(claimant: Claimant, area: Area, leader: Leader, *, shared: bool) -> Procedure[None]:
+def _mark_released(
+    claimant: Claimant, area: Area, leader: Leader, *, shared: bool, lver: Optional[int]
+) -> Procedure[None]:
     """Write our own dblock again, unchanged but for RELEASED, and no mode (never zeros: 12.1-5).
+
+    ``lver``: only if the dblock is of this version.
 
     A damaged one is not ours to understand. An exclusive lease is freed by its leader alone then; a
     shared one is nothing but the mark in this sector, and ``WrongDblock`` says that it is still there.
@@ -66,6 +78,8 @@ def _mark_released(claimant: Claimant, area: Area, leader: Leader, *, shared: bo
             raise error.at(area.path, area.byte_offset(sector)) from None
         return
     if (mine.never_used or mine.is_released) and not mode.flags:
+        return
+    if lver is not None and mine.lver != lver and not shared:
         return
     yield from write_own(
         proposer_of(claimant, area, leader),
