@@ -65,18 +65,25 @@ def open_direct(path: str, *, writable: bool) -> int:
     try:
         fd = os.open(path, flags | os.O_DIRECT)
     except OSError as error:
-        if error.errno == errno.EISDIR:
-            raise OnDiskError(
-                f"{path}: is a directory", expected="a lease area (a file or a block device)"
-            ) from None
-        if error.errno == errno.EINVAL:
+        if error.errno == errno.EINVAL and _is_lease_area(os.stat(path).st_mode):
             raise NoDirectIo(f"{path}: the storage does not support O_DIRECT") from None
+        if error.errno in (errno.EISDIR, errno.EINVAL):
+            raise _no_lease_area(path, os.stat(path).st_mode) from None
         raise storage_error(error, path, "cannot open") from None
     mode = os.fstat(fd).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+    if not _is_lease_area(mode):
         os.close(fd)
-        raise OnDiskError(f"{path}: neither a regular file nor a block device") from None
+        raise _no_lease_area(path, mode)
     return fd
+
+
+def _is_lease_area(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def _no_lease_area(path: str, mode: int) -> OnDiskError:
+    found = "a directory" if stat.S_ISDIR(mode) else "neither a regular file nor a block device"
+    return OnDiskError(f"{path}: not a lease area", found=found, expected="a file or a block device")
 
 
 def read_exact(fd: int, path: str, offset: int, size: int, buffer: Buffer) -> bytes:

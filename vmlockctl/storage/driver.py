@@ -68,13 +68,15 @@ class Driver:
             procedure.close()
 
     def close(self) -> None:
-        """Let go of every descriptor; the next procedure opens by path again."""
-        for path, fd in self._descriptors.items():
-            if not self._workers[path].hangs:
+        """Let go of every descriptor and thread but those that hang; the next run opens by path again."""
+        for path, worker in list(self._workers.items()):
+            if worker.hangs:
+                continue
+            fd = self._descriptors.pop(path, None)
+            if fd is not None:
                 os.close(fd)
-                self._workers[path].close()
-        self._workers = {path: worker for path, worker in self._workers.items() if worker.hangs}
-        self._descriptors = {path: fd for path, fd in self._descriptors.items() if path in self._workers}
+            worker.close()
+            del self._workers[path]
 
     def __enter__(self) -> Driver:
         return self
