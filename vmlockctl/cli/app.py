@@ -114,6 +114,8 @@ def run_click(arguments: list[str]) -> int:
         result = group.main(args=arguments, prog_name="vmlockctl", standalone_mode=False)
     except click.exceptions.Abort:
         return EXIT_INTERRUPTED
+    except SystemExit:
+        raise BrokenPipeError from None  # click's answer to "| head"; ours is in main
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return UsageError.exit_code

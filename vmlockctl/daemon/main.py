@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from vmlockctl.host.rundir import RunDir
 
 _STUCK_TICKS = 5  # of the standby's own clock: a machine that was paused as a whole is not a stuck daemon
+_DEAD_TICKS = 2  # a killed daemon whose lock we do not get at once hangs in the kernel
 _STANDBY_RESTART_SECONDS = 2.0
+_STANDBY_START_SECONDS = 3.0
 
 
 def run(run_dir: RunDir, *, grace_seconds: float, foreground: bool) -> None:
@@ -46,7 +48,7 @@ def run(run_dir: RunDir, *, grace_seconds: float, foreground: bool) -> None:
     lock = FileLock(run_dir.file(DAEMON_LOCK))
     if not lock.try_acquire() and not _stand_by(run_dir, lock):
         return
-    if not lock.is_held:
+    if not lock.is_held or not lock.is_current():
         lock = FileLock(lock.path)
         lock.acquire()
     _Daemon(run_dir, lock, grace_seconds=grace_seconds, foreground=foreground).run()
@@ -61,6 +63,7 @@ class _Daemon:
         self._stop_asked = False
         self._stop_refused = False
         self._standby_checked = 0.0
+        self._standby_spawned = float("-inf")
 
     def run(self) -> None:
         pid_path = self._run_dir.file(DAEMON_PID)
@@ -101,11 +104,17 @@ class _Daemon:
             return
         self._standby_checked = clock.monotonic()
         if not is_locked(self._run_dir.file(STANDBY_LOCK)):
+            self._standby_spawned = clock.monotonic()
             spawn_daemon(
                 self._run_dir.path if self._run_dir.is_moved else None, detached=not self._foreground
             )
 
     def _stop_standby(self) -> None:
+        # One that is just starting would find our lock free in a moment, and go on without us.
+        while clock.monotonic() - self._standby_spawned < _STANDBY_START_SECONDS and not standby_pid(
+            self._run_dir
+        ):
+            clock.sleep(0.02)
         pid = standby_pid(self._run_dir)
         process = identify(pid) if pid else None
         if process is not None:
@@ -122,7 +131,7 @@ def _stand_by(run_dir: RunDir, lock: FileLock) -> bool:
     log(f"standby {os.getpid()} of {run_dir.path} waits")
     waiter = threading.Thread(target=lock.acquire, daemon=True)
     waiter.start()
-    seen, unchanged_ticks = 0, 0
+    seen, unchanged_ticks, dead_ticks = 0, 0, 0
     while not lock.is_held:
         waiter.join(TICK_SECONDS)
         if lock.is_held or not os.path.exists(lock.path):
@@ -133,7 +142,8 @@ def _stand_by(run_dir: RunDir, lock: FileLock) -> bool:
         if unchanged_ticks >= _STUCK_TICKS:
             _replace_stuck_daemon(run_dir)
             unchanged_ticks = 0
-        if _is_dead_in_the_kernel(run_dir):
+        dead_ticks = dead_ticks + 1 if not lock.is_held and _is_dead_in_the_kernel(run_dir) else 0
+        if dead_ticks >= _DEAD_TICKS and not lock.is_held:
             # Killed, but a thread of it hangs in storage and keeps its locks until that I/O is over.
             # It will run no instruction of ours again; what it may still write stays protected by
             # the locks of its lockspace and claims, which we wait for. The VMs must not wait.

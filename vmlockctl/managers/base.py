@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Optional, Protocol
 
     from vmlockctl.daemon.hoststate import LockspaceDir
+    from vmlockctl.errors import ContentionError
     from vmlockctl.host.openers import Identity
     from vmlockctl.host.process import Process
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
             self, wants: Sequence[Want], user: User, *, expect_lver: Optional[int] = None
         ) -> list[Grant]:
             """All of the leases or none, for a running process."""
+
+        def wait_until_free(self, wants: Sequence[Want], seconds: float, why: ContentionError) -> None:
+            """Let time pass until another attempt is worth it, at most so long."""
 
         def release(self, resource: str, *, pid: Optional[int]) -> None:
             """Give a lease back."""

@@ -19,6 +19,7 @@ from vmlockctl.errors import (
     LeaseLost,
     NotHeld,
     OnDiskError,
+    SharedLeaseHeld,
     StorageError,
     VmlockctlError,
 )
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 # How long a command waits for the daemon or another command to finish with the same lease.
 _LOCK_SECONDS = 5.0
 _NOTE_SECONDS = 2.0
+_LOOK_SECONDS = 0.03
 
 
 class EmbeddedManager:
@@ -137,7 +139,7 @@ class EmbeddedManager:
                 acquire(claimant, claim.lease, shared=claim.is_shared, expect_lver=expect_lver)
             )
         except VmlockctlError as error:
-            self._name_vm(claim, error)
+            self._name_vm(claim.lease, error)
             if self._driver.write_count == writes_before or self._retracted(claim, claimant, error):
                 self._forget(claim, existing)
             raise
@@ -216,11 +218,12 @@ class EmbeddedManager:
         owner = self._driver.run(foreign_owner(self._directory.claimant(state), lease))
         if owner is None:
             return _open_without_lease(want.disk, opener)
-        owner.update(pid=opener.pid, vm=None)
-        return LeaseHeld(
+        error = LeaseHeld(
             f"the lease {want.resource} is held by host {safe(str(owner['host_name']))!r}",
             details={"owners": [owner], "mode": EXCLUSIVE, "state": "unknown"},
         )
+        self._name_vm(lease, error)
+        return error
 
     def _refuse_forgotten_owner(self, state: HostState, claim: Claim) -> None:
         """The disk says that this host holds the lease, and our records do not: ask the owner note.
@@ -251,15 +254,15 @@ class EmbeddedManager:
                 details={"pid": pid, "vm": note.get("vm"), "disk": claim.disk},
             )
 
-    def _name_vm(self, claim: Claim, error: VmlockctlError) -> None:
+    def _name_vm(self, lease: Resource, error: VmlockctlError) -> None:
         """Add the VM and process that a foreign owner noted; only for people, so only if it is easy."""
         owners = error.details.get("owners", [])
         if not isinstance(error, ContentionError) or len(owners) != 1 or "pid" in owners[0]:
             return
         try:
-            head = self._driver.run(probe(claim.path, claim.offset, _NOTE_SECONDS))
+            head = self._driver.run(probe(lease.path, lease.offset, _NOTE_SECONDS))
             leader = Leader.from_bytes(head)
-            area = Area(claim.path, claim.offset, leader.geometry)
+            area = Area(lease.path, lease.offset, leader.geometry)
             note = ownernote.from_bytes(self._driver.run(read_note(area, _NOTE_SECONDS)))
         except VmlockctlError:
             return
@@ -294,6 +297,25 @@ class EmbeddedManager:
             self.release(grant.resource, pid=process.pid)
         except VmlockctlError as error:
             log(f"{grant.resource}: not released: {error.message}", WARNING)
+
+    def wait_until_free(self, wants: Sequence[Want], seconds: float, why: ContentionError) -> None:
+        """Watch the leaders, and return soon after they are free: else whoever just released, and asks
+        again at once, always finds the lease before those who wait for it.
+
+        A lease that is held shared has a free leader all the time; for it only time can pass.
+        """
+        deadline = clock.monotonic() + seconds
+        while (left := deadline - clock.monotonic()) > 0:
+            clock.sleep(min(left, _LOOK_SECONDS))
+            if not isinstance(why, SharedLeaseHeld) and all(map(self._looks_free, wants)):
+                break
+        self._driver.close()
+
+    def _looks_free(self, want: Want) -> bool:
+        try:
+            return Leader.from_bytes(self._driver.run(probe(want.path, want.offset, _NOTE_SECONDS))).is_free
+        except VmlockctlError:
+            return False
 
     # -- release -----------------------------------------------------------------------------------
 

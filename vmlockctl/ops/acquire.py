@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Optional
 
-# Between two attempts of --wait; random, so that no host is always second.
-_RETRY_SECONDS = (0.2, 0.8)
+# An attempt of --wait at least so often, whether the lease looks free or not; random, so that no
+# host is always second.
+_RETRY_SECONDS = (0.4, 1.0)
 
 
 class DiskRequest(NamedTuple):
@@ -161,7 +162,7 @@ def _acquire_waiting(
                     details=error.details,
                 ) from None
             on_wait(error.message, left if left != float("inf") else None)
-            clock.sleep(min(_retry_delay(), max(0.0, left)))
+            manager.wait_until_free(wants, min(_retry_delay(), max(0.0, left)), error)
 
 
 def _retry_delay() -> float:

@@ -111,7 +111,8 @@ def init_lockspace(
             io_timeout,
             target.lease_dir,
         )
-    _create(session, target, geometry, name, io_timeout, membership, options, config)
+    again = existing is not None
+    _create(session, target, geometry, name, io_timeout, membership, options, config, again=again)
     return Initialised(
         target.path, target.offset, name, geometry, io_timeout, created=True, joined_as=membership
     )
@@ -236,14 +237,20 @@ def _create(
     membership: Optional[Membership],
     options: Format,
     config: Config,
+    *,
+    again: bool,
 ) -> None:
+    """Write the area: in place over a lockspace that was judged, else as a file that did not exist.
+
+    A file that somebody else published since we looked is theirs, perhaps with hosts in it already.
+    """
     area = lockspace_area(geometry, space_name=name, io_timeout=io_timeout)
     renewed_at, record = clock.boottime(), None
     if membership is not None:
         record, area = _with_first_host(area, geometry, membership)
     directory = os.path.dirname(target.path)
     _make_directory(directory)
-    if os.path.exists(target.path):
+    if again or _is_block(target.path):
         format_in_place(
             target.path,
             target.offset,

@@ -1,67 +1,55 @@
-"""selftest: the lock tests of the feature, on the user's own storage, with the commands that users run.
+"""selftest: the feature's own test plan, on the user's own storage, with the commands that users run.
 
-Two hosts of its own (two run directories in a private temporary directory) share a new lease directory
-inside DIR. A VM is real QEMU where it is installed, else a stand-in that opens the disk. QEMU has an image
-lock of its own, so every refusal is checked where ours is made: ``run`` exits 75 before QEMU starts.
+``SCENARIOS`` is the plan. QEMU has an image lock of its own, which would hide ours; so what counts as
+refused is the exit status of ``vmlockctl run``, given before it becomes QEMU, and what counts as held or
+free is read from the disk. Next: ``ops/selftest_stage.py``, where it is played.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 
 from vmlockctl import clock
-from vmlockctl.daemon.control import daemon_pid, standby_pid
-from vmlockctl.errors import EXIT_BUSY, EXIT_OK, NoSuchArea, VmlockctlError
-from vmlockctl.host.children import Child, Finished, run_to_end
-from vmlockctl.host.openers import Identity, find_openers
-from vmlockctl.host.process import identify, stop
-from vmlockctl.host.rundir import RunDir
-from vmlockctl.host.spawn import own_command
-from vmlockctl.ops.dump_leases import dump
+from vmlockctl.errors import EXIT_BUSY, VmlockctlError
+from vmlockctl.host.children import Child, Interrupts
+from vmlockctl.ops.selftest_stage import HOST_A, HOST_B, Host, Stage, error_object, find_tool
 from vmlockctl.records import NamedTuple
-from vmlockctl.specs import resource_name
-from vmlockctl.storage.device import storage_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Optional
 
-PASS, FAIL, RUNNING = "pass", "fail", "running"
+WAITING, RUNNING, PASS, FAIL = "waiting", "running", "pass", "fail"
 
-_QEMUS = ("qemu-system-x86_64", "qemu-system-aarch64", "qemu-kvm", "/usr/libexec/qemu-kvm")
-_IO_TIMEOUT = 1
-_DISK_BYTES = 4 << 20
-_START_SECONDS = 15.0
-_COMMAND_SECONDS = 30.0
-_RELEASE_SECONDS = 2.0  # what is promised for a VM that was killed
-
-# Opens the disk as a VM would, says so by having it open, and waits to be stopped.
-_STAND_IN = "import os, signal, sys; os.open(sys.argv[1], os.O_RDWR); signal.pause()"
+_RELEASE_SECONDS = 2.0  # what is promised from the end of a VM to its lease being free
+_START_SECONDS = 20.0
+_STOP_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 0.01
 
 
 class Step(NamedTuple):
     text: str
-    result: str
-    detail: str
-    seconds: float
+    result: str = WAITING
+    detail: str = ""
+    seconds: float = 0.0
 
 
 class Scenario(NamedTuple):
     name: str
     title: str
-    steps: list[Step]
+    steps: tuple[Step, ...]
     result: str
     seconds: float
 
 
 class Report(NamedTuple):
+    """The whole plan at one moment; its steps are ``WAITING`` until their turn comes."""
+
     directory: str
-    tool: str  # "qemu" or "stand-in"
+    tool: str
     version: str
-    scenarios: list[Scenario]
+    scenarios: tuple[Scenario, ...]
 
     @property
     def result(self) -> str:
@@ -69,249 +57,238 @@ class Report(NamedTuple):
 
 
 class _StepFailed(Exception):
-    pass
+    @property
+    def message(self) -> str:
+        return str(self)
 
 
-def selftest(directory: Optional[str], *, on_change: Callable[[Report], None]) -> Report:
-    """Run the four scenarios; ``on_change`` is told after every step. Leaves nothing behind."""
-    qemu = next((path for path in map(shutil.which, _QEMUS) if path is not None), None)
-    work = _make_directory(directory)
-    try:
-        return _Lab(work, qemu, on_change).run()
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def selftest(directory: Optional[str], *, on_progress: Callable[[Report, str], None]) -> Report:
+    """Play every scenario in a sub-directory of ``directory``; None: of a temporary directory.
+
+    ``on_progress`` is told the report as it stands, and what is being done beside the steps. Raises
+    ``StorageError`` leaves, ``StorageRefused``, ``NoSuchArea``, ``CannotCreate`` and whatever else keeps
+    the two hosts from joining.
+    """
+    tool = find_tool()
+    with Interrupts() as interrupts:
+        stage = Stage(interrupts, tool)
+        try:
+            play = _Play(stage, stage.open(directory), on_progress)
+            return play.perform()
+        finally:
+            with interrupts.held():
+                stage.close()
 
 
-def _make_directory(directory: Optional[str]) -> str:
-    if directory is not None and not os.path.isdir(directory):
-        raise NoSuchArea(f"{directory}: no such directory", hint="name one on the storage to be tested")
-    parent = os.path.abspath(directory or _default_directory())
-    try:
-        return tempfile.mkdtemp(prefix="vmlockctl-selftest.", dir=parent)
-    except OSError as error:
-        raise storage_error(error, parent, "cannot create a directory") from None
+class _Scene:
+    """What the steps of one scenario share: a disk, and the VM that has it. Each step returns a detail."""
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self._stage = stage
+        self._name = name
+        self._disk, self._identity = stage.make_disk(f"{name}.img")
+        self._vm: Optional[Child] = None
+        self._ended_at = 0.0
+
+    def start_on_a(self) -> str:
+        return self._start(HOST_A)
+
+    def start_on_b(self) -> str:
+        return self._start(HOST_B)
+
+    def second_start_on_a(self) -> str:
+        return self._refused(HOST_A, HOST_A.name, f"process {self._running().pid}")
+
+    def orphan_start_on_a(self) -> str:
+        return self._refused(HOST_A, f"process {self._running().pid}")
+
+    def second_start_on_b(self) -> str:
+        return self._refused(HOST_B, HOST_A.name)
+
+    def stop(self) -> str:
+        return f"{self._end(_STOP_SECONDS)}, lease {self.released()}"
+
+    def kill(self) -> str:
+        return self._end(0)
+
+    def released(self) -> str:
+        while (owner := self._stage.owner_of(self._disk)) != 0:
+            if clock.monotonic() - self._ended_at > _RELEASE_SECONDS:
+                raise _StepFailed(f"the disk still names host id {owner} after {_RELEASE_SECONDS:.0f} s")
+            clock.sleep(_LOOK_AGAIN_SECONDS)
+        return f"free after {clock.monotonic() - self._ended_at:.2f} s"
+
+    def forget(self) -> str:
+        if not self._stage.remove_claim(HOST_A, self._disk):
+            raise _StepFailed("host A had no record of it")
+        return f"claim removed; process {self._running().pid} still runs"
+
+    def end(self) -> None:
+        """Whatever the scenario has left."""
+        if self._vm is not None:
+            self._stage.end(self._vm)
+
+    def _start(self, host: Host) -> str:
+        self._vm = self._stage.start_vm(host, f"selftest-{self._name}", self._disk)
+        status = self._outcome(self._vm)
+        if status is not None:
+            raise _StepFailed(f"exit {status}: {self._said(self._vm)}")
+        self._require_owner(host)
+        return f"process {self._vm.pid}; the lease on the disk names host id {host.host_id}"
+
+    def _refused(self, host: Host, *names: str) -> str:
+        rival = self._stage.start_vm(host, f"selftest-{self._name}-again", self._disk)
+        status = self._outcome(rival)
+        self._stage.end(rival)
+        if status is None:
+            raise _StepFailed("not refused: two processes had the disk open for writing")
+        said = self._said(rival)
+        if status != EXIT_BUSY:
+            raise _StepFailed(f"exit {status}, expected {EXIT_BUSY}: {said}")
+        for name in names:
+            if name not in said:
+                raise _StepFailed(f"exit {status}, but {name!r} is not named: {said}")
+        self._running()
+        self._require_owner(HOST_A)
+        return f"exit {status}: {said}"
+
+    def _outcome(self, child: Child) -> Optional[int]:
+        """The exit status of a start, or None once it has the disk open."""
+        deadline = clock.monotonic() + _START_SECONDS
+        while clock.monotonic() < deadline:
+            if (status := child.wait(_LOOK_AGAIN_SECONDS)) is not None:
+                return status
+            if child.may_write(self._identity):
+                return None
+        raise _StepFailed(f"neither started nor refused within {_START_SECONDS:.0f} s")
+
+    def _said(self, child: Child) -> str:
+        error = error_object(child)
+        return (error["message"] if error else child.last_words()).replace(self._stage.work + os.sep, "")
+
+    def _running(self) -> Child:
+        assert self._vm is not None
+        if self._vm.wait() is not None:
+            raise _StepFailed(f"the running VM ended: exit {self._vm.wait()}: {self._said(self._vm)}")
+        return self._vm
+
+    def _require_owner(self, host: Host) -> None:
+        owner = self._stage.owner_of(self._disk)
+        if owner != host.host_id:
+            found = f"host id {owner}" if owner else "nobody"
+            raise _StepFailed(f"the lease on the disk names {found}, expected host id {host.host_id}")
+
+    def _end(self, grace_seconds: float) -> str:
+        vm = self._running()
+        self._ended_at = clock.monotonic()
+        if not vm.end(grace_seconds=grace_seconds):
+            raise _StepFailed(f"process {vm.pid} survives SIGKILL")
+        return f"process {vm.pid} gone after {clock.monotonic() - self._ended_at:.2f} s"
 
 
-def _default_directory() -> str:
-    """On a disk where there is one: a /tmp in memory may not support direct I/O."""
-    return "/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir()  # noqa: S108 - mkdtemp
+class _Plan(NamedTuple):
+    name: str
+    title: str
+    steps: tuple[tuple[str, Callable[[_Scene], str]], ...]
 
 
-class _Host:
-    """One host of the test: a run directory of its own, driven by the real command line."""
+SCENARIOS = (
+    _Plan(
+        "single-host",
+        "Single host",
+        (
+            ("a VM starts on host A", _Scene.start_on_a),
+            ("a second start on host A is refused and names the holder", _Scene.second_start_on_a),
+            ("the VM stops and its lease is free", _Scene.stop),
+            ("the second start works", _Scene.start_on_a),
+        ),
+    ),
+    _Plan(
+        "two-hosts",
+        "Two hosts",
+        (
+            ("a VM starts on host A", _Scene.start_on_a),
+            ("a start on host B is refused and names host A", _Scene.second_start_on_b),
+            ("the VM stops and its lease is free", _Scene.stop),
+            ("the start on host B works", _Scene.start_on_b),
+        ),
+    ),
+    _Plan(
+        "owner-killed",
+        "Owner killed",
+        (
+            ("a VM starts on host A", _Scene.start_on_a),
+            ("the VM is killed with SIGKILL", _Scene.kill),
+            (f"its lease on the disk is free within {_RELEASE_SECONDS:.0f} s", _Scene.released),
+            ("another start works", _Scene.start_on_a),
+        ),
+    ),
+    _Plan(
+        "orphan",
+        "Orphan",
+        (
+            ("a VM starts on host A", _Scene.start_on_a),
+            ("host A loses its record of the running VM", _Scene.forget),
+            ("a start on host A is refused and names the process", _Scene.orphan_start_on_a),
+            ("a start on host B is refused and names host A", _Scene.second_start_on_b),
+            ("the VM is killed with SIGKILL", _Scene.kill),
+            ("a start on host A works again", _Scene.start_on_a),
+        ),
+    ),
+)
 
-    def __init__(self, run_dir: str, name: str) -> None:
-        self.name = name
-        self.run_dir = RunDir(run_dir)
 
-    def command(self, *arguments: str) -> list[str]:
-        return [*own_command(self.run_dir.path), *arguments]
+class _Play:
+    """The plan being carried out."""
 
-    def call(self, *arguments: str) -> Finished:
-        return run_to_end(self.command(*arguments), timeout_seconds=_COMMAND_SECONDS)
-
-    def claims(self) -> list[str]:
-        return [
-            os.path.join(path, "claims", name)
-            for path in self.run_dir.lockspace_dirs()
-            for name in os.listdir(os.path.join(path, "claims"))
+    def __init__(self, stage: Stage, directory: str, on_progress: Callable[[Report, str], None]) -> None:
+        self._stage = stage
+        self._directory = directory
+        self._on_progress = on_progress
+        self._scenarios = [
+            Scenario(plan.name, plan.title, tuple(Step(text) for text, _ in plan.steps), WAITING, 0.0)
+            for plan in SCENARIOS
         ]
 
-    def close(self) -> None:
-        """End the daemon and its standby, the standby first so that it does not take over."""
-        for pid in (standby_pid(self.run_dir), daemon_pid(self.run_dir), standby_pid(self.run_dir)):
-            process = identify(pid) if pid else None
-            if process is not None:
-                stop(process, grace_seconds=0)
+    def perform(self) -> Report:
+        self._tell("two hosts join a lockspace of their own (3 s)")
+        self._stage.join()
+        for number, plan in enumerate(SCENARIOS):
+            self._perform_scenario(number, plan)
+        self._tell("clearing up")
+        return self._report()
 
-
-class _Lab:
-    """The disk, the lease directory, the two hosts, and the VMs that were started."""
-
-    def __init__(self, work: str, qemu: Optional[str], on_change: Callable[[Report], None]) -> None:
-        self._qemu = qemu
-        self._on_change = on_change
-        self._leases = os.path.join(work, "leases")
-        self._disk = os.path.join(work, "disk.img")
-        self._runs = tempfile.mkdtemp(prefix="vmlockctl-selftest-run.")
-        self._a = _Host(os.path.join(self._runs, "a"), "selftest-host-a")
-        self._b = _Host(os.path.join(self._runs, "b"), "selftest-host-b")
-        self._vms: list[Child] = []
-        self._steps: list[Step] = []
-        version = "a process that opens the disk"
-        if qemu is not None:
-            version = run_to_end([qemu, "--version"]).stdout.split("\n")[0]
-        self._report = Report(work, "qemu" if qemu else "stand-in", version, [])
-
-    def run(self) -> Report:
-        try:
-            with open(self._disk, "wb") as file:
-                file.truncate(_DISK_BYTES)
-            self._join()
-            for name, title, scenario in (
-                ("single-host", "one host: the same disk in two VMs", self._single_host),
-                ("two-hosts", "two hosts: the same disk on both", self._two_hosts),
-                ("owner-killed", "the VM is killed", self._owner_killed),
-                ("orphan", "the manager forgets a running VM", self._orphan),
-            ):
-                self._run_scenario(name, title, scenario)
-            return self._report
-        finally:
-            self._stop_vms()
-            self._b.close()
-            self._a.close()
-            shutil.rmtree(self._runs, ignore_errors=True)
-
-    def _join(self) -> None:
-        """Make the lockspace with host A inside, and let host B join."""
-        made = self._a.call("init-lockspace", self._leases, "--io-timeout", str(_IO_TIMEOUT),
-                            "--host-id", "1", "--host-name", self._a.name)  # fmt: skip
-        _require(made)
-        _require(self._b.call("add-host", self._leases, "--host-id", "2", "--host-name", self._b.name))
-
-    def _run_scenario(self, name: str, title: str, scenario: Callable[[], None]) -> None:
+    def _perform_scenario(self, number: int, plan: _Plan) -> None:
         begun = clock.monotonic()
-        self._steps = []
-        self._publish(Scenario(name, title, self._steps, RUNNING, 0.0), new=True)
-        result = PASS
-        try:
-            scenario()
-        except _StepFailed:
-            result = FAIL
-        self._stop_vms()
-        self._publish(Scenario(name, title, self._steps, result, round(clock.monotonic() - begun, 2)))
+        scene = _Scene(self._stage, plan.name)
+        for index, (text, action) in enumerate(plan.steps):
+            self._note(number, index, Step(text, RUNNING), RUNNING, begun)
+            step = _perform_step(text, action, scene)
+            if step.result == FAIL or index == len(plan.steps) - 1:
+                scene.end()
+                self._note(number, index, step, step.result, begun)
+                return
+            self._note(number, index, step, RUNNING, begun)
 
-    def _publish(self, scenario: Scenario, *, new: bool = False) -> None:
-        if not new:
-            self._report.scenarios.pop()
-        self._report.scenarios.append(scenario)
-        self._on_change(self._report)
+    def _note(self, number: int, index: int, step: Step, result: str, begun: float) -> None:
+        scenario = self._scenarios[number]
+        steps = (*scenario.steps[:index], step, *scenario.steps[index + 1 :])
+        seconds = round(clock.monotonic() - begun, 3)
+        self._scenarios[number] = scenario._replace(steps=steps, result=result, seconds=seconds)
+        self._tell()
 
-    def _step(self, text: str, check: Callable[[], tuple[bool, str]]) -> None:
-        """Perform one step, record it, and stop the scenario if it failed."""
-        begun = clock.monotonic()
-        passed, detail = check()
-        self._steps.append(Step(text, PASS if passed else FAIL, detail, round(clock.monotonic() - begun, 2)))
-        self._on_change(self._report)
-        if not passed:
-            raise _StepFailed
+    def _report(self) -> Report:
+        tool = self._stage.tool
+        return Report(self._directory, tool.name, tool.version, tuple(self._scenarios))
 
-    # -- the four scenarios ------------------------------------------------------------------------
-
-    def _single_host(self) -> None:
-        self._step("a VM starts on host A", lambda: self._starts(self._a))
-        self._step("a second start on host A is refused", lambda: self._is_refused(self._a, "process"))
-        self._step("the first VM stops", self._stops)
-        self._step("the second start works now", lambda: self._starts(self._a))
-
-    def _two_hosts(self) -> None:
-        self._step("a VM starts on host A", lambda: self._starts(self._a))
-        self._step("a start on host B is refused", lambda: self._is_refused(self._b, self._a.name))
-        self._step("the VM on host A stops", self._stops)
-        self._step("the start on host B works now", lambda: self._starts(self._b))
-
-    def _owner_killed(self) -> None:
-        self._step("a VM starts on host A", lambda: self._starts(self._a))
-        self._step("it is killed, and its host releases the lease within 2 s", self._killed_and_released)
-        self._step("another start works", lambda: self._starts(self._a))
-
-    def _orphan(self) -> None:
-        self._step("a VM starts on host A", lambda: self._starts(self._a))
-        self._step("the manager's records are removed", self._forget)
-        self._step("a start on host A is refused", lambda: self._is_refused(self._a, "process"))
-        self._step("a start on host B is refused", lambda: self._is_refused(self._b, self._a.name))
-        self._step("the VM stops", self._stops)
-        self._step("a start on host A works now", lambda: self._starts(self._a))
-
-    # -- steps -------------------------------------------------------------------------------------
-
-    def _run_command(self, host: _Host, *, wait: bool) -> list[str]:
-        options = ["run", "-L", self._leases, "--vm", "selftest", *(["--wait=5"] if wait else [])]
-        if self._qemu is None:
-            from sys import executable
-
-            stand_in = [executable, "-I", "-c", _STAND_IN, self._disk]
-            return host.command(*options, "--no-auto-disks", "--disk", self._disk, "--", *stand_in)
-        drive = f"file={self._disk.replace(',', ',,')},format=raw,if=none,id=disk0"
-        return host.command(*options, "--", self._qemu, "-display", "none", "-S", "-nodefaults", "-machine",
-                            "none", "-serial", "none", "-monitor", "none", "-drive", drive)  # fmt: skip
-
-    def _starts(self, host: _Host) -> tuple[bool, str]:
-        """Start a VM; it runs when the process that acquired the lease has the disk open.
-
-        It waits a little: the host of a VM that was just killed takes a moment to release.
-        """
-        vm = Child(self._run_command(host, wait=True))
-        self._vms.append(vm)
-        disk = Identity.of_path(self._disk)
-
-        def is_open() -> bool:
-            found = find_openers([disk]).openers.get(disk, [])
-            return any(opener.pid == vm.pid for opener in found)
-
-        if _eventually(lambda: is_open() or vm.has_ended(), _START_SECONDS) and not vm.has_ended():
-            return True, f"process {vm.pid} on {host.name}"
-        finished = self._vms.pop().finish(kill=True)
-        return False, f"exit {finished.status}: {_first_line(finished.stderr)}"
-
-    def _is_refused(self, host: _Host, named: str) -> tuple[bool, str]:
-        finished = run_to_end(self._run_command(host, wait=False), timeout_seconds=_COMMAND_SECONDS)
-        said = _first_line(finished.stderr)
-        if finished.status != EXIT_BUSY:
-            return False, f"exit {finished.status}, expected {EXIT_BUSY}: {said}"
-        return named in said, said
-
-    def _stops(self) -> tuple[bool, str]:
-        vm = self._vms.pop()
-        vm.terminate()
-        finished = vm.finish(kill=not vm.wait(_START_SECONDS))
-        return True, f"process {vm.pid}, exit {finished.status}"
-
-    def _killed_and_released(self) -> tuple[bool, str]:
-        vm = self._vms.pop()
-        begun = clock.monotonic()
-        vm.finish(kill=True)
-        released = _eventually(self._lease_is_free, _RELEASE_SECONDS)
-        seconds = clock.monotonic() - begun
-        return released, f"{'released' if released else 'not released'} after {seconds:.2f} s"
-
-    def _lease_is_free(self) -> bool:
-        path = os.path.join(self._leases, resource_name(self._disk))
-        return all(area.leader is not None and area.leader["timestamp"] == 0 for area in dump([path]))
-
-    def _forget(self) -> tuple[bool, str]:
-        claims = [path for path in self._a.claims() if path.endswith(".json")]
-        for path in claims:
-            os.unlink(path)
-        return bool(claims), f"{len(claims)} claims"
-
-    def _stop_vms(self) -> None:
-        while self._vms:
-            self._vms.pop().finish(kill=True)
+    def _tell(self, note: str = "") -> None:
+        self._on_progress(self._report(), note)
 
 
-def _require(finished: Finished) -> None:
-    """The preparation must work; what it said is the error of this command."""
-    if finished.status != EXIT_OK:
-        said = _first_line(finished.stderr).removeprefix("vmlockctl: ")
-        error = VmlockctlError(said, hint=_hint(finished.stderr))
-        error.exit_code = finished.status
-        raise error
-
-
-def _eventually(condition: Callable[[], bool], seconds: float) -> bool:
-    deadline = clock.monotonic() + seconds
-    while not condition():
-        if clock.monotonic() > deadline:
-            return False
-        clock.sleep(0.02)
-    return True
-
-
-def _first_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.startswith("vmlockctl: ")] or text.splitlines()
-    return lines[0] if lines else ""
-
-
-def _hint(text: str) -> Optional[str]:
-    return next((line[6:] for line in text.splitlines() if line.startswith("hint: ")), None)
+def _perform_step(text: str, action: Callable[[_Scene], str], scene: _Scene) -> Step:
+    begun = clock.monotonic()
+    try:
+        result, detail = PASS, action(scene)
+    except (_StepFailed, VmlockctlError) as error:
+        result, detail = FAIL, error.message
+    return Step(text, result, detail, round(clock.monotonic() - begun, 3))
