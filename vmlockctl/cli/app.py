@@ -101,7 +101,7 @@ def _from_table(table: params.Command) -> click.Command:
     return click.command(table.name, help=table.help, context_settings=settings)(common_options(function))
 
 
-@click.group(cls=Group, context_settings=CONTEXT_SETTINGS)
+@click.group(cls=Group, context_settings=CONTEXT_SETTINGS, no_args_is_help=False)
 @common_options
 @click.version_option(__version__, prog_name="vmlockctl")
 def group() -> None:
@@ -116,9 +116,6 @@ def run_click(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except SystemExit:
         raise BrokenPipeError from None  # click's answer to "| head"; ours is in main
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
-        return UsageError.exit_code
     except click.ClickException as error:
         ctx = getattr(error, "ctx", None)
         path = ctx.command_path if ctx is not None else "vmlockctl"

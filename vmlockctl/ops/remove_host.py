@@ -6,10 +6,11 @@ import shutil
 
 from vmlockctl import clock
 from vmlockctl.config import load
-from vmlockctl.daemon.claims import ClaimStore
+from vmlockctl.daemon.claims import Claim, ClaimStore
 from vmlockctl.daemon.control import ensure_running
 from vmlockctl.daemon.hoststate import LEFT, LOST, Membership
 from vmlockctl.errors import IoTimeout, NotJoined, Refused
+from vmlockctl.host.process import is_alive
 from vmlockctl.ops.session import Session, administered_target, find_membership, require_area
 from vmlockctl.text import safe
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Optional
 
 _LEAVE_SECONDS = 60.0
+_SETTLE_SECONDS = 5.0
 
 
 def remove_host(session: Session, target_text: Optional[str]) -> Membership:
@@ -28,7 +30,7 @@ def remove_host(session: Session, target_text: Optional[str]) -> Membership:
         require_area(target)
         raise NotJoined(f"{target.lease_dir or target.path}: this host has not joined the lockspace")
     directory = session.directory_of(membership)
-    claims = ClaimStore(directory.claims_path).all()
+    claims = _claims_in_use(ClaimStore(directory.claims_path))
     if claims:
         held = [(safe(c.disk), c.processes[0].pid if c.processes else c.state) for c in claims]
         names = ", ".join(f"{disk} (process {user})" for disk, user in held)
@@ -52,3 +54,14 @@ def remove_host(session: Session, target_text: Optional[str]) -> Membership:
         clock.sleep(0.05)
     shutil.rmtree(directory.path, ignore_errors=True)
     return membership
+
+
+def _claims_in_use(store: ClaimStore) -> list[Claim]:
+    """The claims that are left when those of ended processes have been settled by the daemon."""
+    deadline = clock.monotonic() + _SETTLE_SECONDS
+    while True:
+        claims = store.all()
+        used = any(is_alive(process) for claim in claims for process in claim.processes)
+        if not claims or used or clock.monotonic() > deadline:
+            return claims
+        clock.sleep(0.05)
