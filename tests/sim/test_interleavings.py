@@ -139,8 +139,6 @@ def every_order(enter: Callable[[Contest], object]) -> tuple[int, set[int]]:
         ((EXCLUSIVE,), (SHARED,)),
         ((EXCLUSIVE, EXCLUSIVE), (EXCLUSIVE,)),
         pytest.param(((SHARED,), (SHARED,)), marks=pytest.mark.long),
-        pytest.param(((SHARED, EXCLUSIVE), (EXCLUSIVE, SHARED)), marks=pytest.mark.long),
-        pytest.param(((EXCLUSIVE,), (EXCLUSIVE,), (EXCLUSIVE,)), marks=pytest.mark.long),
     ],
     ids=lambda modes: " ".join("+".join(rounds) for rounds in modes),
 )

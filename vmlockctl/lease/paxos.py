@@ -269,6 +269,10 @@ def _commit(
     if not ours:
         raise _race_lost(resource, committed)
     stored = yield from read_leader(claimant, area, resource)  # r6
+    if stored != leader and stored.lver < committed.lver:
+        # A co-committer of an earlier version, slow till now, put its leader back (12.1-5). We are not
+        # named, so we hold nothing; our caller's retract makes our value void.
+        raise _race_lost(resource, stored)
     if stored.lver != committed.lver or stored.owner != committed.owner or stored.is_free:
         raise StorageError(
             f"{area.path}:{area.offset}: the leader that was just written is not there, found "
