@@ -50,8 +50,9 @@ class Decided(NamedTuple):
 
 
 class Aborted(NamedTuple):
-    """A larger ballot, or a newer lease version, was seen in ``offender``'s dblock."""
+    """A larger ballot, or a newer lease version, was seen in ``offender``'s dblock; ours is ``mine`` now."""
 
+    mine: Dblock
     offender: int
     dblock: Dblock
     newer_lver: bool
@@ -80,16 +81,16 @@ def write_own(proposer: Proposer, dblock: Dblock, mode: ModeBlock, *, what: str)
     )
 
 
-def _read_dblocks(proposer: Proposer) -> Procedure[bytes]:
+def read_dblocks(proposer: Proposer) -> Procedure[bytes]:
     count = proposer.area.geometry.ballot_sectors(proposer.num_hosts)
     return (yield from read_sectors(proposer.area, 0, count, read_timeout_seconds(proposer.io_timeout)))
 
 
-def _aborted_by(host_id: int, dblock: Dblock, lver: int, mbal: int) -> Optional[Aborted]:
-    if dblock.lver > lver:
-        return Aborted(host_id, dblock, newer_lver=True)
-    if dblock.lver == lver and dblock.mbal > mbal:
-        return Aborted(host_id, dblock, newer_lver=False)
+def _aborted_by(mine: Dblock, host_id: int, dblock: Dblock) -> Optional[Aborted]:
+    if dblock.lver > mine.lver:
+        return Aborted(mine, host_id, dblock, newer_lver=True)
+    if dblock.lver == mine.lver and dblock.mbal > mine.mbal:
+        return Aborted(mine, host_id, dblock, newer_lver=False)
     return None
 
 
@@ -102,20 +103,25 @@ def _intact(host_id: int, used: bytes) -> Optional[Dblock]:
 
 
 def run_ballot(
-    proposer: Proposer, *, lver: int, mbal: int, mode: ModeBlock = NO_MODE
+    proposer: Proposer, own: Dblock, *, lver: int, mbal: int, mode: ModeBlock = NO_MODE, flags: int = 0
 ) -> Procedure[Union[Decided, Aborted]]:
-    """Run both phases of ballot ``mbal`` for ``lver``; ``mode`` is kept in our sector meanwhile."""
-    mine = Dblock(mbal=mbal, lver=lver).sealed()
+    """Run both phases of ballot ``mbal`` for ``lver``; ``mode`` and ``flags`` stand in our sector meanwhile.
+
+    ``own`` is our dblock as it stands. A value of this version that we proposed before stays in it, as the
+    paper has it: it may have been chosen, and only our dblock may know. (sanlock blanks it.)
+    """
+    earlier = own if own.lver == lver else Dblock(lver=lver)
+    mine = earlier._replace(mbal=mbal, flags=flags).sealed()
     yield from write_own(proposer, mine, mode, what=f"ballot {mbal} phase 1 for lver {lver}")  # w1
 
-    image = yield from _read_dblocks(proposer)  # r2
+    image = yield from read_dblocks(proposer)  # r2
     shared = _shared_in(image, proposer)
     best: Optional[Dblock] = None
     for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts):
         dblock = _intact(host_id, used)
         if dblock is None:
             continue
-        aborted = _aborted_by(host_id, dblock, lver, mbal)
+        aborted = _aborted_by(mine, host_id, dblock)
         if aborted:
             return aborted
         if dblock.lver < lver or dblock.inp == 0 or dblock.bal == 0:
@@ -128,13 +134,13 @@ def run_ballot(
         value = (proposer.host_id, proposer.generation, (yield from now()))
     else:
         value = (best.inp, best.inp2, best.inp3)
-    mine = Dblock(mbal, mbal, *value, lver=lver).sealed()
+    mine = Dblock(mbal, mbal, *value, lver=lver, flags=flags).sealed()
     yield from write_own(proposer, mine, mode, what=f"ballot {mbal} phase 2 for lver {lver}")  # w3
 
-    image = yield from _read_dblocks(proposer)  # r4
+    image = yield from read_dblocks(proposer)  # r4
     for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts):
         dblock = _intact(host_id, used)
-        aborted = dblock and _aborted_by(host_id, dblock, lver, mbal)
+        aborted = dblock and _aborted_by(mine, host_id, dblock)
         if aborted:
             return aborted
     return Decided(mine, shared)
@@ -150,7 +156,7 @@ def _shared_in(image: bytes, proposer: Proposer) -> dict[int, int]:
 
 def read_shared_holders(proposer: Proposer) -> Procedure[dict[int, int]]:
     """host_id -> generation of every host that marks the lease shared."""
-    return _shared_in((yield from _read_dblocks(proposer)), proposer)
+    return _shared_in((yield from read_dblocks(proposer)), proposer)
 
 
 def first_mbal(highest: int, host_id: int, max_hosts: int) -> int:

@@ -9,6 +9,13 @@ Stricter than sanlock, as section 12 asks: the generation is compared as well as
 retries are bounded and the dblock that causes them is named (12.2-j), before anything is written where that
 can be seen; a committed leader is read again before success is reported (a lost write is not a grant).
 
+Two rules are ours alone. *A leader can go back*: whoever finished a ballot for another host may be slow to
+write its result, and put it over later versions (12.1-5; faults.md 3b). The dblocks still know: we join the
+ballot of the newest version among them, which can only decide what it has decided. sanlock ends in endless
+retries there. *A version whose release we stated is void*: where another host may still commit our value of
+it, our next ballot for that version keeps the RELEASED flag, and what it decides for us is no grant but a
+free lease; the next version is. Without that, a host that saw the flag takes the lease while we win it again.
+
 I/Os of an exclusive acquire: r0 leader, r1 whole area, [owner wait], ballot w1 r2 w3 r4, w5 leader,
 r6 leader.
 """
@@ -68,6 +75,7 @@ from vmlockctl.lease.timeouts import (
 from vmlockctl.ondisk.dblock import (
     FLAG_RELEASED,
     MAX_MBAL,
+    NO_MODE,
     Dblock,
     ModeBlock,
     verify_dblock,
@@ -85,17 +93,26 @@ if TYPE_CHECKING:
 # Rounds of "somebody's ballot is larger" or "is newer" before we give up. Each backs off for half a
 # second on average; honest contention among dozens of hosts ends in far fewer.
 BALLOT_RETRIES = 24
-# Looks at a dblock that is newer than the leader allows. A host between its ballot and its
-# leader write, or a torn read across the area, looks like that for an instant.
-NEWER_DBLOCK_LOOKS = 5
+# How far a leader can honestly have gone back: more versions than hosts can take turns within the time that
+# a write may be late. A dblock that is newer than that is damage, and would burn version numbers (12.2-j).
+MAX_VERSIONS_BACK = 1 << 20
 
 
-class _Terms(NamedTuple):
-    """How a lease is to be acquired."""
+class Terms(NamedTuple):
+    """How a lease is to be acquired. ``mode`` stands in our sector throughout (a shared lease of ours)."""
 
-    short_hold: bool
-    expect_lver: Optional[int]
-    wait_for_dead_owner: bool
+    short_hold: bool = False
+    expect_lver: Optional[int] = None
+    wait_for_dead_owner: bool = False
+    mode: ModeBlock = NO_MODE
+
+
+class _Survey(NamedTuple):
+    """What the dblocks of an area say together."""
+
+    highest_mbal: int
+    newest_lver: int
+    own: Dblock
 
 
 class _Restart(Exception):
@@ -118,10 +135,10 @@ def acquire(
     Raises ``ContentionError`` leaves, ``OnDiskError`` leaves with the place, and ``StorageError``
     leaves: after one of those the outcome is unknown until ``retract`` succeeded.
     """
-    terms = _Terms(shared, expect_lver, wait_for_dead_owner)
+    terms = Terms(shared, expect_lver, wait_for_dead_owner)
     for attempt in range(SHARED_RETRIES + 1):
         try:
-            held = yield from _acquire_exclusive(claimant, resource, terms)
+            held = yield from acquire_exclusive(claimant, resource, terms)
             break
         except (LeaseHeld, RaceLost) as error:
             passing = bool(error.details.get("short_hold"))
@@ -145,7 +162,8 @@ def acquire(
     return held._replace(shared=True)
 
 
-def _acquire_exclusive(claimant: Claimant, resource: Resource, terms: _Terms) -> Procedure[Held]:
+def acquire_exclusive(claimant: Claimant, resource: Resource, terms: Terms) -> Procedure[Held]:
+    """Win the lease: for good, for a moment (``short_hold``), or over our own shared one (``mode``)."""
     for _ in range(BALLOT_RETRIES):
         area, _leader = yield from locate(claimant, resource)  # r0
         try:
@@ -157,97 +175,104 @@ def _acquire_exclusive(claimant: Claimant, resource: Resource, terms: _Terms) ->
     )
 
 
-def _acquire_once(claimant: Claimant, area: Area, resource: Resource, terms: _Terms) -> Procedure[Held]:
-    leader, highest = yield from _read_whole(claimant, area, resource)
-    if terms.expect_lver not in (None, leader.lver):
+def _acquire_once(claimant: Claimant, area: Area, resource: Resource, terms: Terms) -> Procedure[Held]:
+    leader, survey = yield from _read_whole(claimant, area, resource)
+    lver = max(leader.lver + 1, survey.newest_lver)
+    if terms.expect_lver not in (None, lver - 1):
         raise LverMoved(
             f"{safe(resource.name)}: the lease was held since version {terms.expect_lver}, "
-            f"found lver {leader.lver}, expected {terms.expect_lver}",
+            f"found lver {lver - 1}, expected {terms.expect_lver}",
             hint="whoever held it may have written the disk; look before the VM is resumed",
-            details={"lver": leader.lver, "expected": terms.expect_lver},
+            details={"lver": lver - 1, "expected": terms.expect_lver},
         )
     owned_by_us = leader.owner_id == claimant.host_id and leader.owner_generation <= claimant.generation
     fresh = leader.is_free or owned_by_us
     if not fresh:
         yield from _wait_for_owner(claimant, area, resource, leader, terms)
+    went_back = lver > leader.lver + 1
+    own = survey.own
+    void = own.is_released and own.lver == lver
 
-    lver = leader.lver + 1
-    mbal = first_mbal(highest, claimant.host_id, leader.max_hosts)
+    mbal = first_mbal(survey.highest_mbal, claimant.host_id, leader.max_hosts)
     proposer = proposer_of(claimant, area, leader)
     for _ in range(BALLOT_RETRIES):
-        seen = leader if fresh else (yield from read_leader(claimant, area, resource))
+        seen = leader if fresh and not went_back else (yield from read_leader(claimant, area, resource))
         fresh = False
         if seen.lver == lver and not seen.is_free:
             # Somebody finished this ballot; perhaps for us.
             if seen.owner != (claimant.host_id, claimant.generation):
                 raise _race_lost(resource, seen)
+            if void:
+                raise _Restart
             committed, shared = seen, (yield from read_shared_holders(proposer))
             break
         if seen != leader:
             raise _Restart
-        result = yield from run_ballot(proposer, lver=lver, mbal=mbal)
+        flags = FLAG_RELEASED if void else 0
+        result = yield from run_ballot(proposer, own, lver=lver, mbal=mbal, mode=terms.mode, flags=flags)
         if isinstance(result, Decided):
             committed = yield from _commit(claimant, area, resource, leader, result, terms)
             shared = result.shared
             break
-        aborted = result
+        aborted, own = result, result.mine
         yield from random_wait("another host is in the same ballot")
+        if aborted.newer_lver:
+            raise _Restart
         mbal += leader.max_hosts
     else:
         raise _stuck(area, aborted)
     if not terms.short_hold:
-        yield from _settle_shared_holders(claimant, area, resource, committed, shared)
+        yield from _settle_shared_holders(claimant, area, resource, committed, shared, terms)
     return Held(area, committed, shared=False)
 
 
-def _read_whole(claimant: Claimant, area: Area, resource: Resource) -> Procedure[tuple[Leader, int]]:
-    """Read the leader and all dblocks (r1); return the leader and the highest mbal.
-
-    A dblock that is newer than the leader's next version can only be a host between two
-    writes, or damage that would keep every host in endless retries (12.2-j): we look again, and name it.
-    """
-    for _ in range(NEWER_DBLOCK_LOOKS):
-        image = yield from read_sectors(
-            area, LEADER_SECTOR, area.geometry.sectors, read_timeout_seconds(claimant.io_timeout)
+def _read_whole(claimant: Claimant, area: Area, resource: Resource) -> Procedure[tuple[Leader, _Survey]]:
+    """Read the leader and all dblocks (r1). A dblock that we cannot understand ends it, by name (12.2-j)."""
+    image = yield from read_sectors(
+        area, LEADER_SECTOR, area.geometry.sectors, read_timeout_seconds(claimant.io_timeout)
+    )
+    leader = verified(claimant, resource, image[: area.geometry.sector_size])
+    if leader.geometry != area.geometry:
+        raise _Restart  # formatted anew between the two looks
+    survey = _Survey(0, 0, Dblock())
+    for host_id, used in dblocks_in(image, area, leader.num_hosts):
+        try:
+            dblock = _sane_dblock(host_id, used, leader)
+        except WrongDblock as error:
+            raise error.at(area.path, area.byte_offset(area.geometry.dblock_sector(host_id))) from None
+        survey = _Survey(
+            max(survey.highest_mbal, dblock.mbal),
+            max(survey.newest_lver, dblock.lver),
+            dblock if host_id == claimant.host_id else survey.own,
         )
-        leader = verified(claimant, resource, image[: area.geometry.sector_size])
-        if leader.geometry != area.geometry:
-            raise _Restart  # formatted anew between the two looks
-        highest, newer = 0, None
-        for host_id, used in dblocks_in(image, area, leader.num_hosts):
-            place = area.byte_offset(area.geometry.dblock_sector(host_id))
-            try:
-                dblock = verify_dblock(used, host_id=host_id, num_hosts=leader.num_hosts)
-            except WrongDblock as error:
-                raise error.at(area.path, place) from None
-            if dblock.mbal > MAX_MBAL - leader.max_hosts * (BALLOT_RETRIES + 2):
-                # We would have to write a number that every reader takes for damage.
-                raise WrongDblock(
-                    f"the dblock of host id {host_id} has an absurd ballot number",
-                    found=dblock.mbal,
-                    expected=f"well below {MAX_MBAL}",
-                ).at(area.path, place)
-            highest = max(highest, dblock.mbal)
-            if dblock.lver > leader.lver + 1:
-                newer = (host_id, dblock, place)
-        if newer is None:
-            return leader, highest
-        yield from random_wait("a dblock is newer than the leader; looking again")
-    assert newer is not None
-    host_id, dblock, place = newer
-    raise WrongDblock(
-        f"the dblock of host id {host_id} has an absurd lver",
-        found=dblock.lver,
-        expected=f"at most {leader.lver + 1}",
-    ).at(area.path, place)
+    return leader, survey
+
+
+def _sane_dblock(host_id: int, used: bytes, leader: Leader) -> Dblock:
+    """A dblock whose numbers leave room for ours: we would have to write larger ones, and be read."""
+    dblock = verify_dblock(used, host_id=host_id, num_hosts=leader.num_hosts)
+    if dblock.mbal > MAX_MBAL - leader.max_hosts * (BALLOT_RETRIES + 2):
+        raise WrongDblock(
+            f"the dblock of host id {host_id} has an absurd ballot number",
+            found=dblock.mbal,
+            expected=f"well below {MAX_MBAL}",
+        )
+    if dblock.lver > leader.lver + MAX_VERSIONS_BACK:
+        raise WrongDblock(
+            f"the dblock of host id {host_id} has an absurd lver",
+            found=dblock.lver,
+            expected=f"at most {leader.lver + MAX_VERSIONS_BACK}",
+        )
+    return dblock
 
 
 def _commit(
-    claimant: Claimant, area: Area, resource: Resource, leader: Leader, decided: Decided, terms: _Terms
+    claimant: Claimant, area: Area, resource: Resource, leader: Leader, decided: Decided, terms: Terms
 ) -> Procedure[Leader]:
-    """Write the ballot's value into the leader; return it if the value is ours."""
+    """Write the ballot's value into the leader; return it if it is a grant to us."""
     mine = decided.mine
     ours = (mine.inp, mine.inp2) == (claimant.host_id, claimant.generation)
+    void = ours and mine.is_released
     flags = leader.flags
     if ours:
         flags = flags | FLAG_SHORT_HOLD if terms.short_hold else flags & ~FLAG_SHORT_HOLD
@@ -256,7 +281,7 @@ def _commit(
         flags=flags,
         owner_id=mine.inp,
         owner_generation=mine.inp2,
-        timestamp=mine.inp3,
+        timestamp=0 if void else mine.inp3,
         write_id=claimant.host_id,
         write_generation=claimant.generation,
         write_timestamp=(yield from now()),
@@ -264,9 +289,11 @@ def _commit(
     yield from write_leader(
         claimant, area, committed, what=f"commit lver {mine.lver} owner {mine.inp}:{mine.inp2}"
     )  # w5
-    if mine.inp == claimant.host_id and not ours:
-        raise _Restart  # an older generation of ours, carried on by another host's dblock (12.2-e)
+    if void or (mine.inp == claimant.host_id and not ours):
+        raise _Restart  # given up before; or an older generation of ours, carried on by others (12.2-e)
     if not ours:
+        if (yield from _owner_released(claimant, area, committed)):
+            raise _Restart  # and has given it up already: nobody to be busy with
         raise _race_lost(resource, committed)
     stored = yield from read_leader(claimant, area, resource)  # r6
     if stored != leader and stored.lver < committed.lver:
@@ -284,7 +311,12 @@ def _commit(
 
 
 def _settle_shared_holders(
-    claimant: Claimant, area: Area, resource: Resource, leader: Leader, shared: Mapping[int, int]
+    claimant: Claimant,
+    area: Area,
+    resource: Resource,
+    leader: Leader,
+    shared: Mapping[int, int],
+    terms: Terms,
 ) -> Procedure[None]:
     """After winning: respect live shared holders, erase dead ones (section 4.6)."""
     live: dict[int, int] = {}
@@ -310,7 +342,7 @@ def _settle_shared_holders(
             what=f"clear the shared mark of dead host id {host_id} generation {mode.generation}",
         )
     if live:
-        yield from release(claimant, resource, lver=leader.lver)
+        yield from release(claimant, resource, lver=leader.lver, mode=terms.mode)
         holders = [
             {
                 "host_id": host_id,
@@ -326,7 +358,7 @@ def _settle_shared_holders(
 
 
 def _wait_for_owner(
-    claimant: Claimant, area: Area, resource: Resource, leader: Leader, terms: _Terms
+    claimant: Claimant, area: Area, resource: Resource, leader: Leader, terms: Terms
 ) -> Procedure[None]:
     """Return when the owner is gone for certain; the caller reads the leader again (section 4.3)."""
     row = claimant.observations.get(leader.owner_id, NEVER_OBSERVED)
@@ -362,7 +394,7 @@ def _wait_for_owner(
         )
         if alive:
             if leader.write_id != leader.owner_id and (yield from _owner_released(claimant, area, leader)):
-                return  # its release was overwritten by a co-committer
+                return  # what a co-committer wrote is over
             raise LeaseHeld(
                 f"the lease {safe(resource.name)} is held by host {safe(record.resource)!r}",
                 details={**details, "state": "live"},
@@ -391,7 +423,14 @@ def _owner_released(claimant: Claimant, area: Area, leader: Leader) -> Procedure
     dblock = Dblock.from_bytes(data)
     # The flag alone: every ballot write clears it, so it speaks of the owner's last possession,
     # also where a sanlock host blanked the rest of its dblock (12.2-f).
-    return dblock.is_released
+    if dblock.is_released:
+        return True
+    # Or it has gone on to a ballot for a later version: then this one is over, whoever holds the later one.
+    try:
+        lver = verify_dblock(data, host_id=leader.owner_id).lver
+    except WrongDblock:
+        return False
+    return leader.lver < lver <= leader.lver + MAX_VERSIONS_BACK
 
 
 def _race_lost(resource: Resource, leader: Leader) -> RaceLost:

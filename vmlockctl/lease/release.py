@@ -17,6 +17,7 @@ from vmlockctl.lease.resource import (
     lost,
     proposer_of,
     read_leader,
+    states_possession,
     write_leader,
 )
 from vmlockctl.lease.steps import Area, Procedure, now, read_sectors
@@ -29,64 +30,70 @@ if TYPE_CHECKING:
     from typing import Optional
 
 
-def release(claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False) -> Procedure[None]:
-    """Release a lease that we hold at version ``lver``.
+def release(
+    claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False, mode: ModeBlock = NO_MODE
+) -> Procedure[None]:
+    """Release a lease that we hold at version ``lver``; ``mode`` is what stays in our sector.
 
-    Raises ``LeaseLost`` if the leader does not name us. Our dblock of that version is marked all the same:
+    Raises ``LeaseLost`` if somebody else has taken it. Our dblock of that version is marked all the same:
     a co-committer may have put an old leader back, and without the mark whoever repeats the ballot
     would commit us again, for ever. A dblock of another version is another possession, and left alone.
     """
     area, leader = yield from locate(claimant, resource)
     named = leader.lver == lver and is_ours(claimant, leader)
-    yield from _mark_released(claimant, area, leader, shared=shared, lver=None if named else lver)
-    if shared:
-        return
+    held = yield from _mark_released(
+        claimant, area, leader, mode=mode, shared=shared, lver=None if named else lver
+    )
+    if shared or (held and leader.lver < lver):
+        return  # nothing else, or the leader went back: our mark says it all
     if not named:
         raise lost(area, leader, claimant, lver)
     yield from free_leader(claimant, area, resource, lver=lver)
 
 
-def retract(claimant: Claimant, resource: Resource) -> Procedure[None]:
+def retract(claimant: Claimant, resource: Resource, *, mode: ModeBlock = NO_MODE) -> Procedure[None]:
     """Give up whatever a half-made acquire or release of ours left on the disk (section 4.8).
 
-    Others may still commit our value afterwards; our RELEASED flag tells them that it is void.
+    Others may still commit our value afterwards; our RELEASED flag tells them that it is void. ``mode`` is
+    what stays in our sector: a shared lease outlives a conversion that was not finished.
     """
     area, leader = yield from locate(claimant, resource)
-    yield from _mark_released(claimant, area, leader, shared=False, lver=None)
+    yield from _mark_released(claimant, area, leader, mode=mode, shared=False, lver=None)
     leader = yield from read_leader(claimant, area, resource)
     if is_ours(claimant, leader):
         yield from free_leader(claimant, area, resource, lver=leader.lver)
 
 
 def _mark_released(
-    claimant: Claimant, area: Area, leader: Leader, *, shared: bool, lver: Optional[int]
-) -> Procedure[None]:
-    """Write our own dblock again, unchanged but for RELEASED, and no mode (never zeros: 12.1-5).
+    claimant: Claimant, area: Area, leader: Leader, *, mode: ModeBlock, shared: bool, lver: Optional[int]
+) -> Procedure[bool]:
+    """Write our own dblock again, unchanged but for RELEASED, with ``mode`` (never zeros: 12.1-5).
 
-    ``lver``: only if the dblock is of this version.
+    ``lver``: only if the dblock is of this version. Returns whether it named us as the owner, unreleased.
 
     A damaged one is not ours to understand. An exclusive lease is freed by its leader alone then; a
     shared one is nothing but the mark in this sector, and ``WrongDblock`` says that it is still there.
     """
     sector = area.geometry.dblock_sector(claimant.host_id)
     data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
-    mode = ModeBlock.from_bytes(data)
+    found = ModeBlock.from_bytes(data)
     try:
         mine = verify_dblock(data, host_id=claimant.host_id)
     except WrongDblock as error:
-        if shared and mode.is_shared:
+        if (shared and found.is_shared) or found != mode:
             raise error.at(area.path, area.byte_offset(sector)) from None
-        return
-    if (mine.never_used or mine.is_released) and not mode.flags:
-        return
+        return False
+    if (mine.never_used or mine.is_released) and found == mode:
+        return False
     if lver is not None and mine.lver != lver and not shared:
-        return
+        return False
     yield from write_own(
         proposer_of(claimant, area, leader),
         mine._replace(flags=mine.flags | FLAG_RELEASED),
-        NO_MODE,
+        mode,
         what=f"release lver {mine.lver}",
     )
+    return not mine.is_released and states_possession(claimant, mine)
 
 
 def free_leader(claimant: Claimant, area: Area, resource: Resource, *, lver: int) -> Procedure[None]:

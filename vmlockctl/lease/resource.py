@@ -7,14 +7,14 @@ sanlock lacks: in every renewal cycle the leader of a held lease is read again.
 from __future__ import annotations
 
 from vmlockctl.errors import LeaseLost, OnDiskError, WrongDblock
-from vmlockctl.lease.ballot import Proposer
+from vmlockctl.lease.ballot import Proposer, dblocks_in, read_dblocks
 from vmlockctl.lease.delta import Lockspace, probe, read_record
 from vmlockctl.lease.liveness import Observation
-from vmlockctl.lease.steps import Area, Procedure, read_sectors, write_sectors
+from vmlockctl.lease.steps import Area, Procedure, now, read_sectors, write_sectors
 from vmlockctl.lease.timeouts import read_timeout_seconds, write_timeout_seconds
 from vmlockctl.ondisk.dblock import Dblock, ModeBlock, verify_dblock
 from vmlockctl.ondisk.geometry import LEADER_SECTOR
-from vmlockctl.ondisk.leader import Leader, verify_paxos
+from vmlockctl.ondisk.leader import FLAG_SHORT_HOLD, Leader, verify_paxos
 from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -110,17 +110,25 @@ def is_ours(claimant: Claimant, leader: Leader) -> bool:
     return leader.owner == (claimant.host_id, claimant.generation) and not leader.is_free
 
 
+def states_possession(claimant: Claimant, own: Dblock) -> bool:
+    """Whether our own dblock says that its version was decided, or proposed, for us in this generation."""
+    return own.bal != 0 and (own.inp, own.inp2) == (claimant.host_id, claimant.generation)
+
+
 def verify_held(
     claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False
 ) -> Procedure[None]:
     """Look again, in every renewal cycle, whether a lease is still ours. Raises ``LeaseLost``.
 
     sanlock never does; a host that was paused past its lease and resumed then writes beside its
-    successor for ever (faults.md finding 1).
+    successor for ever (faults.md finding 1). A leader of an *earlier* version is no successor's: a
+    co-committer was slow. Where the dblocks still state our possession it is put right.
     """
     area, leader = yield from locate(claimant, resource)
     if not shared:
-        if leader.lver != lver or not is_ours(claimant, leader):
+        if leader.lver == lver and is_ours(claimant, leader):
+            return
+        if leader.lver >= lver or not (yield from _put_right(claimant, area, leader, lver)):
             raise lost(area, leader, claimant, lver)
         return
     sector = area.geometry.dblock_sector(claimant.host_id)
@@ -132,6 +140,39 @@ def verify_held(
             f"found flags {mode.flags} generation {mode.generation}, "
             f"expected shared generation {claimant.generation}"
         )
+
+
+def _put_right(claimant: Claimant, area: Area, behind: Leader, lver: int) -> Procedure[bool]:
+    """Write our leader again over an earlier version's. False where the dblocks do not say it is ours.
+
+    What was decided for ``lver`` may be committed by anybody, any number of times. Nobody goes on to the next
+    version while we hold this one, and a dblock that does says that we do not.
+    """
+    proposer = proposer_of(claimant, area, behind)
+    own: Optional[Dblock] = None
+    for host_id, used in dblocks_in((yield from read_dblocks(proposer)), area, behind.num_hosts):
+        try:
+            dblock = verify_dblock(used, host_id=host_id)
+        except WrongDblock:
+            return False
+        if dblock.lver > lver:
+            return False
+        if host_id == claimant.host_id:
+            own = dblock
+    if own is None or own.lver != lver or own.is_released or not states_possession(claimant, own):
+        return False
+    committed = behind._replace(
+        lver=lver,
+        flags=behind.flags & ~FLAG_SHORT_HOLD,
+        owner_id=claimant.host_id,
+        owner_generation=claimant.generation,
+        timestamp=own.inp3,
+        write_id=claimant.host_id,
+        write_generation=claimant.generation,
+        write_timestamp=(yield from now()),
+    ).sealed()
+    yield from write_leader(claimant, area, committed, what=f"put lver {lver} right, found {behind.lver}")
+    return True
 
 
 def foreign_owner(claimant: Claimant, resource: Resource) -> Procedure[Optional[dict[str, object]]]:

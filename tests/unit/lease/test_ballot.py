@@ -31,8 +31,11 @@ def proposer(scene: Scene, host_id: int = 1, generation: int = 3) -> Proposer:
     return Proposer(scene.area, host_id, generation, 1, scene.num_hosts)
 
 
-def ballot(scene: Scene, *, mbal: int = 4001, **options: Any) -> Any:
-    return scene.run(1, run_ballot(proposer(scene), lver=V, mbal=mbal), **options)
+NOTHING = Dblock()
+
+
+def ballot(scene: Scene, *, own: Dblock = NOTHING, mbal: int = 4001, **options: Any) -> Any:
+    return scene.run(1, run_ballot(proposer(scene), own, lver=V, mbal=mbal), **options)
 
 
 def rival(host_id: int = 2, **fields: Any) -> Dblock:
@@ -90,7 +93,9 @@ def test_phase_1_proposes_nothing() -> None:
 def test_the_own_sector_in_every_geometry(geometry: Geometry) -> None:
     scene = Scene(geometry=geometry, num_hosts=geometry.max_hosts)
     last = geometry.max_hosts
-    result = scene.run(last, run_ballot(proposer(scene, last)._replace(num_hosts=last), lver=1, mbal=last))
+    result = scene.run(
+        last, run_ballot(proposer(scene, last)._replace(num_hosts=last), Dblock(), lver=1, mbal=last)
+    )
     assert isinstance(result, Decided)
     assert scene.dblock(last).inp == last
     assert scene.last.ios[0].sector == last + 1
@@ -98,7 +103,7 @@ def test_the_own_sector_in_every_geometry(geometry: Geometry) -> None:
 
 def test_the_mode_is_kept_where_it_is_asked_for() -> None:
     scene = Scene()
-    scene.run(1, run_ballot(proposer(scene), lver=V, mbal=1, mode=ModeBlock.shared(3)))
+    scene.run(1, run_ballot(proposer(scene), Dblock(), lver=V, mbal=1, mode=ModeBlock.shared(3)))
     assert scene.mode(1) == ModeBlock.shared(3)
     ballot(scene)
     assert scene.mode(1) == ModeBlock()
@@ -121,6 +126,21 @@ def test_dblocks_that_count_for_nothing(other: Dblock) -> None:
     result = ballot(scene)
     assert isinstance(result, Decided)
     assert (result.mine.inp, result.mine.inp2, result.mine.inp3) == (1, 3, NOW)
+
+
+def test_a_value_of_ours_from_an_earlier_ballot_stays_in_phase_1() -> None:
+    """It may have been chosen, and then only our own dblock knows."""
+    scene = Scene()
+    earlier = rival(1, mbal=2001, bal=2001, inp=4, inp2=9)
+    scene.put_own(1, earlier)
+    written: list[Dblock] = []
+    scene.sim._on_write = lambda host, step: written.append(Dblock.from_bytes(step.data))
+    result = ballot(scene, own=earlier)
+    assert written[0] == earlier._replace(mbal=4001).sealed()
+    assert isinstance(result, Decided)
+    assert (result.mine.inp, result.mine.inp2) == (4, 9), "and is ours to decide"
+    assert ballot(scene, own=earlier._replace(lver=V - 1), mbal=6001).mine.inp == 1, "of another version: no"
+    assert written[2].bal == 0
 
 
 def test_the_value_of_the_highest_ballot_is_adopted() -> None:
@@ -149,7 +169,7 @@ def test_a_larger_ballot_in_phase_1(other: Dblock, newer: bool) -> None:
     scene = Scene()
     scene.put_own(3, other)
     result = ballot(scene)
-    assert result == Aborted(3, other, newer)
+    assert result == Aborted(scene.dblock(1), 3, other, newer)
     assert scene.last.sequence == "w2 r0+8"
     assert scene.dblock(1).bal == 0
 
@@ -164,7 +184,7 @@ def test_a_larger_ballot_in_phase_2(other: Dblock, newer: bool) -> None:
 
     scene.sim._on_write = watch
     result = ballot(scene)
-    assert result == Aborted(4, other, newer)
+    assert result == Aborted(scene.dblock(1), 4, other, newer)
     assert scene.last.sequence == "w2 r0+8 w2 r0+8"
     assert scene.dblock(1).bal == 4001
 

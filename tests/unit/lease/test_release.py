@@ -250,6 +250,56 @@ def test_what_was_taken_is_lost(scene: Scene, held: Held, fields: dict[str, int]
     assert (found is None) == ("lver" not in fields)
 
 
+def test_a_leader_that_went_back_is_put_right(scene: Scene) -> None:
+    """A slow co-committer is no successor: the VM goes on, and others find the owner again."""
+    first = scene.acquire(1)
+    scene.release(1, first)
+    held = scene.acquire(1)
+    scene.put_leader(**{**first.leader._asdict(), "write_id": 3})
+    scene.run(1, verify_held(scene.claimant(1), scene.resource, lver=held.leader.lver))
+    assert scene.last.sequence == "r0 r0+8 w0"
+    assert scene.leader() == held.leader
+
+
+@pytest.mark.parametrize(
+    ("host_id", "dblock"),
+    [
+        (1, Dblock(4001, 4001, 1, 1, NOW, 2).sealed()._replace(flags=FLAG_RELEASED)),
+        (1, Dblock(4001, 4001, 3, 1, NOW, 2).sealed()),
+        (1, Dblock(4001, 4001, 1, 2, NOW, 2).sealed()),
+        (1, Dblock(4001, 0, 0, 0, 0, 2).sealed()),
+        (1, Dblock(2001, 2001, 1, 1, NOW, 1).sealed()),
+        (1, Dblock(4001, 4001, 1, 1, NOW, 2, checksum=1)),
+        (3, Dblock(6003, 0, 0, 0, 0, 3).sealed()),
+        (3, Dblock(6003, 0, 0, 0, 0, 3, checksum=1)),
+    ],
+    ids=["released", "another's", "another generation", "no value", "older", "damaged", "a newer version",
+         "another's damage"],
+)  # fmt: skip
+def test_a_leader_that_went_back_is_lost_where_the_dblocks_do_not_say_it_is_ours(
+    scene: Scene, host_id: int, dblock: Dblock
+) -> None:
+    first = scene.acquire(1)
+    scene.release(1, first)
+    scene.acquire(1)
+    before = scene.put_leader(**first.leader._asdict())
+    scene.put_own(host_id, dblock)
+    with pytest.raises(LeaseLost, match="no longer ours"):
+        scene.run(1, verify_held(scene.claimant(1), scene.resource, lver=2))
+    assert scene.leader() == before
+
+
+def test_a_release_under_a_leader_that_went_back_is_a_release(scene: Scene) -> None:
+    first = scene.acquire(1)
+    scene.release(1, first)
+    held = scene.acquire(1)
+    leader = scene.put_leader(**{**first.leader._asdict(), "write_id": 3})
+    releasing(scene, held)
+    assert scene.dblock(1).is_released
+    assert scene.leader() == leader, "an older version's is not ours to write"
+    assert scene.acquire(2, observations={1: seen_live(1, NOW)}).leader.lver > held.leader.lver
+
+
 def test_a_shared_mark_is_looked_at(scene: Scene) -> None:
     held = scene.acquire(1, shared=True)
     looking = {"lver": held.leader.lver, "shared": True}
