@@ -8,7 +8,8 @@ _vmlockctl_options() {
         init-lockspace) echo "--name --host-id --host-name --io-timeout --sector-size --align --owner --group --mode --force $common" ;;
         add-host)       echo "--host-id --host-name --io-timeout --foreground $common" ;;
         acquire)        echo "--pid --shared $leasing $common" ;;
-        release)        echo "--pid $common" ;;
+        release)        echo "--pid --to-shared $common" ;;
+        request)        echo "--force --clear $common" ;;
         run)            echo "--disk --conflict-exit-code --no-auto-disks $leasing $common" ;;
         status)         echo "--watch --observe $common" ;;
         dump-leases)    echo "--all-blocks $common" ;;
@@ -18,7 +19,7 @@ _vmlockctl_options() {
 }
 
 _vmlockctl() {
-    local commands="init-lockspace add-host remove-host acquire release run status dump-leases check-orphans daemon selftest"
+    local commands="init-lockspace add-host remove-host acquire release request run status dump-leases check-orphans daemon selftest"
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command="" index
     COMPREPLY=()
 

@@ -235,6 +235,14 @@ class LverMoved(ContentionError):
     sanlk_rv = -240
 
 
+class RequestPending(ContentionError):
+    """Somebody asks for a later version of the lease already (-273)."""
+
+    code = "request-pending"
+    sanlk_rv = -273
+    hint = "'vmlockctl request --clear' takes it back; who set it may be waiting"
+
+
 class HostIdBusy(ContentionError):
     """The host id is being renewed by another host (-262)."""
 

@@ -140,6 +140,12 @@ class Child:
         self._reaper = threading.Thread(target=self._reap, daemon=True)
         self._reaper.start()
 
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+
     def _reap(self) -> None:
         self._process.wait()
         self.ended_at = time.monotonic()
@@ -169,8 +175,5 @@ class Child:
 @contextlib.contextmanager
 def standing_process() -> Iterator[Child]:
     """A process that holds no disk open: what a lease is acquired for where QEMU is not the subject."""
-    child = Child(["sleep", "infinity"])
-    try:
+    with Child(["sleep", "infinity"]) as child:
         yield child
-    finally:
-        child.kill()

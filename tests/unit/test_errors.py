@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[int, str, object]] = {
     "SharedLeaseHeld": (75, "lease-held-shared", -11),
     "HeldLocally": (75, "lease-held-locally", -17),
     "RaceLost": (75, "race-lost", -244),
+    "RequestPending": (75, "request-pending", -273),
     "LverMoved": (75, "lver-moved", -240),
     "HostIdBusy": (75, "host-id-busy", -262),
     "GaveUpWaiting": (124, "gave-up-waiting", None),

@@ -17,6 +17,7 @@ LAZY = {
     "init-lockspace": "Format a lockspace, creating its directory.",
     "add-host": "Claim a host id in a lockspace.",
     "remove-host": "Give this host's id back.",
+    "request": "Ask the owner of a disk's lease to let it go.",
     "status": "Hosts, leases, and the VMs behind them.",
     "dump-leases": "Every record of a lease area, decoded.",
     "check-orphans": "Leases without a process, processes without a lease.",

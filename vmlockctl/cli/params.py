@@ -97,7 +97,10 @@ ACQUIRE = Command(
 RELEASE = Command(
     "release",
     "Release leases; refused while a process may still write the disk.",
-    (Option(("--pid",), "pid", INTEGER, "The process that holds them; default: the caller's.", "PID"),),
+    (
+        Option(("--pid",), "pid", INTEGER, "The process that holds them; default: the caller's.", "PID"),
+        Option(("--to-shared",), "to_shared", FLAG, "Keep them, as shared leases."),
+    ),
     "[DISK]...",
 )
 RUN = Command(

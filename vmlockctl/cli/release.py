@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmlockctl.cli.output import print_json
-from vmlockctl.ops.release import release
+from vmlockctl.ops.release import release, release_to_shared
 from vmlockctl.ops.session import open_session
 from vmlockctl.text import safe
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 def execute(context: Context, values: dict[str, Any], words: list[str]) -> int:
     session = open_session(run_dir=context.run_dir, lockspace=context.lockspace)
-    claims = release(session, words, pid=values["pid"])
+    to_shared = values["to_shared"]
+    claims = (release_to_shared if to_shared else release)(session, words, pid=values["pid"])
     if context.json:
-        print_json({"released": [{"resource": c.resource, "disk": c.disk, "lver": c.lver} for c in claims]})
+        key = "shared" if to_shared else "released"
+        print_json({key: [{"resource": c.resource, "disk": c.disk, "lver": c.lver} for c in claims]})
     else:
         for claim in claims:
-            print(f"{safe(claim.disk)}: released")
+            print(f"{safe(claim.disk)}: {'shared' if to_shared else 'released'}")
     return 0

@@ -5,6 +5,7 @@ so that a command that dies half way leaves a claim whose lock is free, and the 
 
     acquiring   a command is at the ballot
     held        the lease is ours
+    converting  a command changes its mode; what is certain meanwhile is that it is shared
     releasing   a command or the daemon gives it back
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 ACQUIRING = "acquiring"
 HELD = "held"
+CONVERTING = "converting"
 RELEASING = "releasing"
 
 EXCLUSIVE = "exclusive"

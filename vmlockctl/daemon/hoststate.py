@@ -12,7 +12,7 @@ import os
 from vmlockctl import clock
 from vmlockctl.errors import HostLeaseLost, NotJoined
 from vmlockctl.host.process import boot_id
-from vmlockctl.host.rundir import read_json, write_json
+from vmlockctl.host.rundir import FileLock, read_json, write_json
 from vmlockctl.lease.delta import HostLease, Lockspace
 from vmlockctl.lease.liveness import NEVER_OBSERVED, Observation
 from vmlockctl.lease.resource import Claimant
@@ -110,6 +110,7 @@ class LockspaceDir:
         self.claims_path = os.path.join(path, "claims")
         self._host_path = os.path.join(path, "host.json")
         self._hosts_path = os.path.join(path, "hosts.json")
+        self._bits_path = os.path.join(path, "bits.json")
         self.host_lock_path = os.path.join(path, "host.lock")
 
     def create(self) -> LockspaceDir:
@@ -134,6 +135,29 @@ class LockspaceDir:
         write_json(
             self._hosts_path, {"boot_id": boot_id(), "hosts": {str(k): list(v) for k, v in rows.items()}}
         )
+
+    def set_bit(self, host_id: int, seconds: float) -> None:
+        """Ask the daemon to set a host's bit in our renewals for so long; our own, to look itself (1.4)."""
+        lock = FileLock(f"{self._bits_path}.lock")
+        lock.acquire()
+        try:
+            until = {**self._bits(), host_id: clock.boottime() + seconds}
+            write_json(
+                self._bits_path, {"boot_id": boot_id(), "until": {str(k): v for k, v in until.items()}}
+            )
+        finally:
+            lock.release()
+
+    def bits(self) -> list[int]:
+        """The host ids whose bit our next renewal is to set."""
+        return sorted(self._bits())
+
+    def _bits(self) -> dict[int, float]:
+        record = read_json(self._bits_path)
+        if record is None or record.get("boot_id") != boot_id():
+            return {}
+        now = clock.boottime()
+        return {int(host_id): until for host_id, until in record["until"].items() if until > now}
 
     def require_live(self) -> HostState:
         """Our state, certain now. Raises ``NotJoined`` or ``HostLeaseLost``."""

@@ -11,7 +11,7 @@ import queue
 import threading
 
 from vmlockctl import clock
-from vmlockctl.daemon.claims import ACQUIRING, HELD, RELEASING, Claim, ClaimStore, takers_over
+from vmlockctl.daemon.claims import ACQUIRING, CONVERTING, HELD, RELEASING, Claim, ClaimStore, takers_over
 from vmlockctl.daemon.renewal import log_write
 from vmlockctl.errors import (
     HostLeaseLost,
@@ -24,10 +24,13 @@ from vmlockctl.errors import (
 )
 from vmlockctl.host.openers import find_openers
 from vmlockctl.host.process import Process, is_alive
+from vmlockctl.lease.convert import own_mark
 from vmlockctl.lease.release import release, retract
+from vmlockctl.lease.request import pending_request
 from vmlockctl.lease.resource import names_us, verify_held
-from vmlockctl.lease.timeouts import id_renewal_fail_seconds, id_renewal_seconds
+from vmlockctl.lease.timeouts import id_renewal_fail_seconds, id_renewal_seconds, set_bitmap_seconds
 from vmlockctl.log import ERROR, WARNING, log
+from vmlockctl.ondisk.request import FORCE
 from vmlockctl.storage.driver import Driver
 from vmlockctl.text import safe
 
@@ -37,10 +40,13 @@ if TYPE_CHECKING:
     from typing import Optional
 
     from vmlockctl.daemon.hoststate import HostState, LockspaceDir
+    from vmlockctl.host.rundir import FileLock
 
 _VERIFY = "verify"
+_EXAMINE = "examine"
 _SETTLE = "settle"
 _STOP = "stop"
+_REAP_SECONDS = 0.2
 
 
 class LeaseWork:
@@ -51,17 +57,22 @@ class LeaseWork:
         directory: LockspaceDir,
         *,
         on_lost: Callable[[Claim, str], None],
+        on_requested: Callable[..., None],
         on_change: Callable[[], None],
     ) -> None:
         self.claims = ClaimStore(directory.claims_path)
         self._directory = directory
         self._on_lost = on_lost
+        self._on_requested = on_requested
+        self._heeded: dict[tuple[str, int, int], float] = {}  # resource, lver, force_mode -> when
+        self._asked_by: list[int] = []
         self._on_change = on_change
         self._tasks: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._queued: set[str] = set()
         self._retry_at: dict[str, float] = {}
         self._verified_at: dict[str, float] = {}
         self._generation = 0
+        self._kept: list[tuple[FileLock, str]] = []  # claims whose leases have an I/O in flight
         self._driver = Driver(guard=self._guard, on_write=log_write)
         self.thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
@@ -70,6 +81,13 @@ class LeaseWork:
         if _VERIFY not in self._queued:
             self._queued.add(_VERIFY)
             self._tasks.put((_VERIFY, ""))
+
+    def examine(self, asked_by: list[int]) -> None:
+        """Look at the requests for what is held: another host has set our bit."""
+        self._asked_by = asked_by
+        if _EXAMINE not in self._queued:
+            self._queued.add(_EXAMINE)
+            self._tasks.put((_EXAMINE, ""))
 
     def settle(self, resource: str) -> None:
         """Bring a claim that nobody works on to its end; harmless when there is nothing to do."""
@@ -82,13 +100,19 @@ class LeaseWork:
 
     def _run(self) -> None:
         while True:
-            kind, resource = self._tasks.get()
+            try:
+                kind, resource = self._tasks.get(timeout=_REAP_SECONDS if self._kept else None)
+            except queue.Empty:
+                self._let_go_of_kept()
+                continue
             self._queued.discard(resource or kind)
             if kind == _STOP:
                 return
             try:
                 if kind == _VERIFY:
                     self._verify_all()
+                elif kind == _EXAMINE:
+                    self._examine_all()
                 else:
                     self._settle(resource)
             except VmlockctlError as error:
@@ -109,6 +133,23 @@ class LeaseWork:
     def _guard(self) -> None:
         self._directory.guard(self._generation)
 
+    def _let_go(self, resource: str, lock: FileLock, *, unlink: bool = False) -> None:
+        """Unlock a claim, unless an I/O of ours on its lease is still on its way.
+
+        A timed-out write may still land (design rule 4): no command may touch the sectors before it has.
+        """
+        claim = self.claims.read(resource)
+        if claim is not None and self._driver.hangs(claim.path):
+            self._kept.append((lock, claim.path))
+        else:
+            lock.release(unlink=unlink)
+
+    def _let_go_of_kept(self) -> None:
+        for lock, path in self._kept:
+            if not self._driver.hangs(path):
+                lock.release()
+        self._kept = [(lock, path) for lock, path in self._kept if lock.is_held]
+
     # -- looking again -----------------------------------------------------------------------------
 
     def _verify_all(self) -> None:
@@ -126,7 +167,7 @@ class LeaseWork:
                 if claim is not None and claim.state == HELD and claim.generation == state.generation:
                     self._verify(state, claim)
             finally:
-                lock.release()
+                self._let_go(resource, lock)
 
     def _verify(self, state: HostState, claim: Claim) -> None:
         now = clock.boottime()
@@ -146,6 +187,32 @@ class LeaseWork:
                 raise
         else:
             self._verified_at[claim.resource] = now
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def _examine_all(self) -> None:
+        """Only what is held exclusively, and by a process (12.2-i); reading needs no lock."""
+        state = self._live_state()
+        if state is None:
+            return
+        seconds, now = set_bitmap_seconds(state.membership.io_timeout), clock.monotonic()
+        self._heeded = {key: at for key, at in self._heeded.items() if now - at < seconds}
+        for claim in self.claims.all():
+            if claim.state != HELD or claim.is_shared or claim.generation != state.generation:
+                continue
+            procedure = pending_request(self._directory.claimant(state), claim.lease, lver=claim.lver)
+            try:
+                found = self._driver.run(procedure)
+            except OnDiskError as error:
+                log(f"{claim.resource}: cannot look at the request: {error.message}", WARNING)
+                continue
+            key = (claim.resource, found.lver, found.force_mode) if found is not None else None
+            if found is not None and key is not None and key not in self._heeded:
+                self._heeded[key] = now
+                force = found.force_mode == FORCE
+                who = ", ".join(str(host_id) for host_id in self._asked_by)
+                kind = "force" if force else "graceful"
+                self._on_requested(claim, f"requested ({kind}) by host id {who}", force=force)
 
     # -- settling ----------------------------------------------------------------------------------
 
@@ -168,7 +235,7 @@ class LeaseWork:
             self._retry_at[resource] = clock.monotonic() + id_renewal_seconds(state.membership.io_timeout)
             raise
         finally:
-            lock.release(unlink=settled and self.claims.read(resource) is None)
+            self._let_go(resource, lock, unlink=settled and self.claims.read(resource) is None)
             self._on_change()
 
     def _settle_claim(self, state: HostState, claim: Claim) -> bool:
@@ -177,6 +244,12 @@ class LeaseWork:
         if claim.state == HELD and alive:
             if alive != claim.processes:
                 self.claims.write(claim._replace(processes=alive))
+            return False
+        if claim.state == CONVERTING and alive:
+            claimant = self._directory.claimant(state)
+            self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+            log(f"{claim.resource}: {safe(claim.disk)}: a conversion was not finished; the lease is shared")
+            self.claims.write(claim._replace(state=HELD, processes=alive, command=None))
             return False
         others = tuple(takers_over(claim))
         users = alive if claim.state == ACQUIRING and self._has_disk_open(claim, alive) else ()

@@ -20,6 +20,7 @@ from vmlockctl.host.process import boot_id
 from vmlockctl.host.rundir import FileLock
 from vmlockctl.lease.delta import identify_lockspace, join, leave, occupied_records, renew
 from vmlockctl.lease.liveness import NEVER_OBSERVED, observe
+from vmlockctl.lease.request import hosts_asking
 from vmlockctl.lease.timeouts import id_renewal_seconds, id_renewal_warn_seconds, renewal_retry_seconds
 from vmlockctl.log import ERROR, WARNING, log
 from vmlockctl.storage.driver import Driver
@@ -72,6 +73,7 @@ class Renewal:
         self._stop = threading.Event()
         self._leave = False
         self._all_gone = threading.Event()
+        self.asked_by: list[int] = []  # hosts that want us to look at the requests for what we hold
         self._state = directory.read_state()
         self._attempt_started = 0.0
         self._driver = Driver(
@@ -214,7 +216,9 @@ class Renewal:
                 return
             started = clock.boottime()
             try:
-                lease, image = self._driver.run(renew(state.lease, expected=state.expected))
+                bits = set(self.directory.bits())
+                others = bits - {state.membership.host_id}  # one's own bit is never set on the disk (1.4)
+                lease, image = self._driver.run(renew(state.lease, expected=state.expected, set_bits=others))
             except HostLeaseLost as error:
                 self.lose(error.message, kill_at_once=True)
                 return
@@ -224,6 +228,7 @@ class Renewal:
                 continue
             finally:
                 self._driver.close()  # the next renewal opens by path: a replaced file shows
+            self.asked_by = hosts_asking(lease.area, image, lease.host_id) + sorted(bits - others)
             with self._mutex:
                 if self._state is None or self._state.state != LIVE:
                     return  # lost while the write was on its way: it counts for nothing

@@ -126,7 +126,12 @@ class Keeper:
             on_change=watches.wake,
             on_joined=on_joined,
         )
-        self.work = LeaseWork(directory, on_lost=self._lease_lost, on_change=self._claims_changed)
+        self.work = LeaseWork(
+            directory,
+            on_lost=self._lease_lost,
+            on_requested=self._lease_requested,
+            on_change=self._claims_changed,
+        )
         self._version = -1
         self._claims: list[Claim] = []
         self._unsettled: set[str] = set()
@@ -134,6 +139,7 @@ class Keeper:
         self._killing: dict[Process, _Killing] = {}
         self._everything_stopped = False
         self._doomed: dict[str, str] = {}  # resource -> why its process must end now
+        self._requested: list[Claim] = []  # whose processes are asked to end, once
         self._verified_renewal = 0.0
         self.renewal.thread.start()
         self.work.thread.start()
@@ -160,6 +166,7 @@ class Keeper:
             return
         self._lost_since = None
         self._kill_doomed()
+        self._pass_on_requests()
         self._ask_for_verification()
 
     def _rescan(self) -> None:
@@ -183,6 +190,8 @@ class Keeper:
         if state is not None and self.renewal.is_live and state.renewed_at != self._verified_renewal:
             self._verified_renewal = state.renewed_at
             self.work.verify_all()
+            if self.renewal.asked_by:
+                self.work.examine(self.renewal.asked_by)
 
     # -- one lease is lost ---------------------------------------------------------------------------
 
@@ -192,6 +201,22 @@ class Keeper:
             log(f"{claim.resource}: lease of {safe(claim.disk)} lost: {reason}", ERROR)
         self._doomed[claim.resource] = reason
         self._watches.wake()
+
+    def _lease_requested(self, claim: Claim, reason: str, *, force: bool) -> None:
+        """Called by the lease-working thread."""
+        log(f"{claim.resource}: {safe(claim.disk)}: {reason}", WARNING)
+        if force:
+            self._doomed[claim.resource] = reason
+        else:
+            self._requested.append(claim)
+        self._watches.wake()
+
+    def _pass_on_requests(self) -> None:
+        asked, self._requested = self._requested, []
+        for claim in asked:
+            for process in claim.processes:
+                self._killing.pop(process, None)  # a request that is repeated is told again
+                self._kill(process, signal.SIGTERM)
 
     def _claims_changed(self) -> None:
         self._version = -1

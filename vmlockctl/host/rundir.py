@@ -5,6 +5,7 @@
     LOCKSPACE/host.json       our host lease in a lockspace
     LOCKSPACE/host.lock       held (flock) by whoever renews or joins that host lease
     LOCKSPACE/hosts.json      what we have observed of the other hosts
+    LOCKSPACE/bits.json       the hosts whose bits our renewals set, and until when (requests)
     LOCKSPACE/claims/RES.json a claim, RES.lock held (flock) while somebody works on it
     state/                    what outlives a reboot, where the run directory was moved
 

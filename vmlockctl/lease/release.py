@@ -80,7 +80,7 @@ def _mark_released(
     try:
         mine = verify_dblock(data, host_id=claimant.host_id)
     except WrongDblock as error:
-        if (shared and found.is_shared) or found != mode:
+        if (shared and found.is_shared) or (mode.is_shared and found != mode):
             raise error.at(area.path, area.byte_offset(sector)) from None
         return False
     if (mine.never_used or mine.is_released) and found == mode:

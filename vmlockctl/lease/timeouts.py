@@ -67,6 +67,11 @@ def own_record_watch_seconds(io_timeout: int) -> int:
     return 3 * io_timeout
 
 
+def set_bitmap_seconds(io_timeout: int) -> int:
+    """How long a bit for another host stays in our renewals, and how often one sender is heeded (1.4)."""
+    return 6 * io_timeout
+
+
 def renewal_retry_seconds() -> float:
     """After a failed renewal the next attempt does not wait for its turn (3.3)."""
     return 0.5

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmlockctl.errors import ContentionError
     from vmlockctl.host.openers import Identity
     from vmlockctl.host.process import Process
+    from vmlockctl.lease.request import Asked
 
     class LockManager(Protocol):
         """Holds leases for processes. One instance serves one lockspace."""
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
 
         def release(self, resource: str, *, pid: Optional[int]) -> None:
             """Give a lease back."""
+
+        def to_shared(self, resource: str) -> int:
+            """Turn an exclusive lease into a shared one; return its version."""
+
+        def request(self, want: Want, *, force: bool) -> Optional[Asked]:
+            """Ask whoever holds the lease exclusively to let it go; None: nobody does."""
+
+        def clear_request(self, want: Want) -> bool:
+            """Take a request back; whether there was one."""
 
 
 ENTRY_POINT_GROUP = "vmlockctl.lock_managers"

@@ -11,11 +11,18 @@ from __future__ import annotations
 import os
 
 from vmlockctl import __version__, clock
-from vmlockctl.daemon.claims import ACQUIRING, EXCLUSIVE, HELD, RELEASING, SHARED, Claim, ClaimStore
+from vmlockctl.daemon.claims import (
+    ACQUIRING,
+    CONVERTING,
+    EXCLUSIVE,
+    HELD,
+    RELEASING,
+    SHARED,
+    Claim,
+    ClaimStore,
+)
 from vmlockctl.errors import (
     ContentionError,
-    HeldLocally,
-    LeaseHeld,
     LeaseLost,
     NotHeld,
     OnDiskError,
@@ -23,16 +30,20 @@ from vmlockctl.errors import (
     StorageError,
     VmlockctlError,
 )
-from vmlockctl.host.openers import Opener, find_openers
-from vmlockctl.host.process import Process, boot_id, comm, identify, is_alive
+from vmlockctl.host.process import Process, identify, is_alive
 from vmlockctl.host.rundir import FileLock
+from vmlockctl.lease.convert import own_mark, to_exclusive, to_shared
 from vmlockctl.lease.delta import probe
 from vmlockctl.lease.paxos import acquire
 from vmlockctl.lease.release import release, retract
-from vmlockctl.lease.resource import Claimant, Held, Resource, foreign_owner, names_us, read_note, write_note
-from vmlockctl.lease.steps import Area, WriteSector
+from vmlockctl.lease.request import Asked, clear_request, request
+from vmlockctl.lease.resource import Claimant, Held, Resource, write_note
+from vmlockctl.lease.steps import WriteSector
+from vmlockctl.lease.timeouts import set_bitmap_seconds
 from vmlockctl.log import WARNING, log, who
 from vmlockctl.managers.base import Grant, User, Want
+from vmlockctl.managers.busy import held_by_claim
+from vmlockctl.managers.localchecks import NOTE_SECONDS, LocalChecks
 from vmlockctl.ondisk import ownernote
 from vmlockctl.ondisk.leader import Leader
 from vmlockctl.storage.driver import Driver
@@ -40,14 +51,13 @@ from vmlockctl.text import safe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Optional
 
     from vmlockctl.daemon.hoststate import HostState, LockspaceDir
 
 # How long a command waits for the daemon or another command to finish with the same lease.
 _LOCK_SECONDS = 5.0
-_NOTE_SECONDS = 2.0
 _LOOK_SECONDS = 0.03
 
 
@@ -59,6 +69,7 @@ class EmbeddedManager:
         self._store = ClaimStore(directory.claims_path)
         self._generation = 0
         self._driver = Driver(guard=self._guard, on_write=self._log_write)
+        self._checks = LocalChecks(directory, self._store, self._driver)
 
     def _guard(self) -> None:
         self._directory.guard(self._generation)
@@ -73,20 +84,20 @@ class EmbeddedManager:
     def acquire(self, wants: Sequence[Want], user: User, *, expect_lver: Optional[int] = None) -> list[Grant]:
         """All of the leases or none. In the order of their names: two commands never deadlock."""
         granted: list[Grant] = []
-        fresh: list[Grant] = []
+        undo: list[tuple[Callable[[Grant, Process], None], Grant]] = []
         state = self._directory.require_live()
         self._generation = state.generation
         try:
-            self._refuse_openers(state, wants, user.process)
+            self._checks.refuse_openers(state, wants, user.process)
             for want in sorted(wants):
-                grant, is_fresh = self._acquire_one(state, want, user, expect_lver)
+                grant, how_to_undo = self._acquire_one(state, want, user, expect_lver)
                 granted.append(grant)
-                if is_fresh:
-                    fresh.append(grant)
+                if how_to_undo is not None:
+                    undo.append((how_to_undo, grant))
         except BaseException:
             # Only what this command took: the process may have held, and use, the others before.
-            for grant in reversed(fresh):
-                self._undo(grant, user.process)
+            for how_to_undo, grant in reversed(undo):
+                how_to_undo(grant, user.process)
             raise
         finally:
             self._driver.close()
@@ -94,15 +105,17 @@ class EmbeddedManager:
 
     def _acquire_one(
         self, state: HostState, want: Want, user: User, expect_lver: Optional[int]
-    ) -> tuple[Grant, bool]:
-        """One lease, and whether the process did not have it before."""
+    ) -> tuple[Grant, Optional[Callable[[Grant, Process], None]]]:
+        """One lease, and how to undo it; None where the process had it before."""
         with_lock = self._locked(want.resource, want.disk)
         try:
             existing = self._current_claim(state, want.resource)
             if existing is not None:
+                if self._may_convert(existing, want, user):
+                    return self._to_exclusive(state, existing, expect_lver), self._undo_conversion
                 joined = self._join_existing(existing, want, user)
                 if joined is not None:
-                    return joined, user.process not in existing.processes
+                    return joined, None if user.process in existing.processes else self._undo
             claim = Claim(
                 resource=want.resource,
                 path=want.path,
@@ -121,7 +134,7 @@ class EmbeddedManager:
                 acquired_at=clock.wall(),
             )
             self._store.write(claim)
-            return self._acquire_claimed(state, claim, existing, expect_lver), True
+            return self._acquire_claimed(state, claim, existing, expect_lver), self._undo
         finally:
             with_lock.release(unlink=self._store.read(want.resource) is None)
 
@@ -132,14 +145,14 @@ class EmbeddedManager:
         claimant = self._directory.claimant(state)
         writes_before = self._driver.write_count
         try:
-            self._refuse_local_conflicts(claim)
+            self._checks.refuse_local_conflicts(claim)
             if existing is None:
-                self._refuse_forgotten_owner(state, claim)
+                self._checks.refuse_forgotten_owner(state, claim)
             held = self._driver.run(
                 acquire(claimant, claim.lease, shared=claim.is_shared, expect_lver=expect_lver)
             )
         except VmlockctlError as error:
-            self._name_vm(claim.lease, error)
+            self._checks.name_vm(claim.lease, error)
             if self._driver.write_count == writes_before or self._retracted(claim, claimant, error):
                 self._forget(claim, existing)
             raise
@@ -168,12 +181,15 @@ class EmbeddedManager:
     def _join_existing(self, existing: Claim, want: Want, user: User) -> Optional[Grant]:
         """Another local user of the same lease: share it, or say who has it."""
         users = [process for process in existing.processes if is_alive(process)]
+        if existing.state == CONVERTING and users:
+            # Its command died; the daemon will settle it.
+            raise held_by_claim(self._checks.host_name(), existing, want.disk, users)
         if existing.state != HELD or not users:
             return None  # left by a dead command or a dead process; the ballot decides
         if existing.is_shared != want.shared or not existing.is_shared:
             if user.process in users and existing.is_shared == want.shared:
                 return _grant(existing)
-            raise held_by_claim(self._host_name(), existing, want.disk, users)
+            raise held_by_claim(self._checks.host_name(), existing, want.disk, users)
         if user.process not in users:
             existing = existing._replace(processes=(*users, user.process))
             self._store.write(existing)
@@ -182,92 +198,6 @@ class EmbeddedManager:
     def _current_claim(self, state: HostState, resource: str) -> Optional[Claim]:
         claim = self._store.read(resource)
         return claim if claim is not None and claim.generation == state.generation else None
-
-    def _refuse_local_conflicts(self, claim: Claim) -> None:
-        """Ask this machine by identity, not by name: the same disk claimed, or open, otherwise."""
-        if claim.identity is None:
-            return
-        ours = {process.pid for process in claim.processes} | {os.getpid()}
-        for other in self._store.all():
-            if other.resource == claim.resource or other.identity != claim.identity:
-                continue
-            users = [process for process in other.processes if is_alive(process)]
-            if all(process.pid in ours for process in users) or (other.is_shared and claim.is_shared):
-                continue
-            raise held_by_claim(self._host_name(), other, claim.disk, users)
-
-    def _host_name(self) -> str:
-        return self._directory.require_live().membership.host_name
-
-    def _refuse_openers(self, state: HostState, wants: Sequence[Want], *users: Process) -> None:
-        """Refuse a disk that another process has open for writing: one look at /proc for all disks."""
-        disks = {want.identity: want for want in wants if want.identity is not None}
-        ours = {process.pid for process in users} | {os.getpid()}
-        for identity, openers in find_openers(list(disks), skip=ours).openers.items():
-            for opener in openers:
-                if opener.writable:
-                    raise self._in_use_by(state, disks[identity], opener)
-
-    def _in_use_by(self, state: HostState, want: Want, opener: Opener) -> LeaseHeld:
-        """Who is behind an opener: a claim of ours, another host on this machine, or nobody's lease."""
-        for claim in self._store.all():
-            users = [process for process in claim.processes if process.pid == opener.pid]
-            if users and claim.identity == want.identity:
-                return held_by_claim(state.membership.host_name, claim, want.disk, users)
-        lease = Resource(want.path, want.offset, want.resource)
-        owner = self._driver.run(foreign_owner(self._directory.claimant(state), lease))
-        if owner is None:
-            return _open_without_lease(want.disk, opener)
-        error = LeaseHeld(
-            f"the lease {want.resource} is held by host {safe(str(owner['host_name']))!r}",
-            details={"owners": [owner], "mode": EXCLUSIVE, "state": "unknown"},
-        )
-        self._name_vm(lease, error)
-        return error
-
-    def _refuse_forgotten_owner(self, state: HostState, claim: Claim) -> None:
-        """The disk says that this host holds the lease, and our records do not: ask the owner note.
-
-        The records were lost under a running VM, or a command died. A note is no evidence for a
-        grant, but a process that it names and that still runs is reason enough to refuse one.
-        """
-        claimant = self._directory.claimant(state)
-        leader = self._driver.run(names_us(claimant, claim.lease))
-        if leader is None:
-            return
-        area = Area(claim.path, claim.offset, leader.geometry)
-        note = ownernote.from_bytes(self._driver.run(read_note(area, state.membership.io_timeout)))
-        if note is None or not ownernote.is_current(note, leader):
-            return
-        pid = note.get("pid")
-        process = identify(pid) if isinstance(pid, int) and pid > 0 else None
-        if (
-            process is not None
-            and note.get("start_time") == process.start_time
-            and note.get("boot_id") == process.boot_id
-            and process not in claim.processes
-        ):
-            raise HeldLocally(
-                f"{safe(claim.disk)} is in use by process {pid} ({safe(comm(process.pid))}) of this host, "
-                "whose claim was lost",
-                hint="stop that process, then try again; 'vmlockctl check-orphans' shows it",
-                details={"pid": pid, "vm": note.get("vm"), "disk": claim.disk},
-            )
-
-    def _name_vm(self, lease: Resource, error: VmlockctlError) -> None:
-        """Add the VM and process that a foreign owner noted; only for people, so only if it is easy."""
-        owners = error.details.get("owners", [])
-        if not isinstance(error, ContentionError) or len(owners) != 1 or "pid" in owners[0]:
-            return
-        try:
-            head = self._driver.run(probe(lease.path, lease.offset, _NOTE_SECONDS))
-            leader = Leader.from_bytes(head)
-            area = Area(lease.path, lease.offset, leader.geometry)
-            note = ownernote.from_bytes(self._driver.run(read_note(area, _NOTE_SECONDS)))
-        except VmlockctlError:
-            return
-        if note is not None and ownernote.is_current(note, leader):
-            owners[0].update({key: note.get(key) for key in ("pid", "vm", "uuid", "acquired_at")})
 
     def _write_note(self, claimant: Claimant, held: Held, claim: Claim) -> None:
         process = claim.processes[0]
@@ -313,9 +243,99 @@ class EmbeddedManager:
 
     def _looks_free(self, want: Want) -> bool:
         try:
-            return Leader.from_bytes(self._driver.run(probe(want.path, want.offset, _NOTE_SECONDS))).is_free
+            return Leader.from_bytes(self._driver.run(probe(want.path, want.offset, NOTE_SECONDS))).is_free
         except VmlockctlError:
             return False
+
+    # -- conversion ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def _may_convert(existing: Claim, want: Want, user: User) -> bool:
+        """Shared and wanted exclusively, by its only local holder (12.2-g: nobody else is shut out)."""
+        users = [process for process in existing.processes if is_alive(process)]
+        return existing.state == HELD and existing.is_shared and not want.shared and users == [user.process]
+
+    def _to_exclusive(self, state: HostState, claim: Claim, expect_lver: Optional[int]) -> Grant:
+        claimant = self._directory.claimant(state)
+        exclusive = claim._replace(mode=EXCLUSIVE, acquired_at=clock.wall())
+        self._checks.refuse_local_conflicts(exclusive)
+        self._store.write(claim._replace(state=CONVERTING, command=_ourselves()))
+        try:
+            held = self._driver.run(to_exclusive(claimant, claim.lease, expect_lver=expect_lver))
+        except VmlockctlError as error:
+            self._checks.name_vm(claim.lease, error)
+            self._back_to_shared(claim, claimant, error)
+            raise
+        exclusive = exclusive._replace(lver=held.leader.lver)
+        self._store.write(exclusive)
+        self._write_note(claimant, held, exclusive)
+        return _grant(exclusive)
+
+    def _back_to_shared(self, claim: Claim, claimant: Claimant, error: VmlockctlError) -> None:
+        """After a conversion that failed; what cannot be told now is left to the daemon."""
+        if isinstance(error, StorageError):
+            return
+        try:
+            self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+        except VmlockctlError as second:
+            log(f"{claim.resource}: the daemon will settle it: {second.message}", WARNING)
+        else:
+            self._store.write(claim)
+
+    def to_shared(self, resource: str) -> int:
+        """Turn an exclusive lease into a shared one. The caller made sure that nobody writes the disk.
+
+        Raises ``NotHeld``, ``LeaseLost``, ``StorageError``: the daemon tries again after the last.
+        """
+        state = self._directory.require_live()
+        self._generation = state.generation
+        lock = self._locked(resource, resource)
+        try:
+            claim = self._current_claim(state, resource)
+            if claim is None or claim.state != HELD:
+                raise NotHeld(f"the lease {resource} is not held by this host")
+            if not claim.is_shared:
+                self._store.write(claim._replace(state=CONVERTING, mode=SHARED, command=_ourselves()))
+                self._driver.run(to_shared(self._directory.claimant(state), claim.lease, lver=claim.lver))
+                self._store.write(claim._replace(mode=SHARED))
+            return claim.lver
+        finally:
+            lock.release()
+            self._driver.close()
+
+    def _undo_conversion(self, grant: Grant, _process: Process) -> None:
+        try:
+            self.to_shared(grant.resource)
+        except VmlockctlError as error:
+            log(f"{grant.resource}: not converted back: {error.message}", WARNING)
+
+    # -- requests ------------------------------------------------------------------------------------
+
+    def request(self, want: Want, *, force: bool) -> Optional[Asked]:
+        """Ask whoever holds the lease exclusively to let it go; None: nobody does.
+
+        The owner's bit goes with our next renewals, for ``set_bitmap_seconds``.
+        """
+        state = self._directory.require_live()
+        self._generation = state.generation
+        try:
+            lease = Resource(want.path, want.offset, want.resource)
+            asked = self._driver.run(request(self._directory.claimant(state), lease, force=force))
+        finally:
+            self._driver.close()
+        if asked is not None:
+            self._directory.set_bit(asked.owner_id, set_bitmap_seconds(state.membership.io_timeout))
+        return asked
+
+    def clear_request(self, want: Want) -> bool:
+        """Take a request back; whether there was one."""
+        state = self._directory.require_live()
+        self._generation = state.generation
+        try:
+            lease = Resource(want.path, want.offset, want.resource)
+            return self._driver.run(clear_request(self._directory.claimant(state), lease))
+        finally:
+            self._driver.close()
 
     # -- release -----------------------------------------------------------------------------------
 
@@ -353,14 +373,14 @@ class EmbeddedManager:
         try:
             claim = self._current_claim(state, want.resource)
             if claim is not None:
-                raise held_by_claim(self._host_name(), claim, want.disk, claim.processes)
+                raise held_by_claim(self._checks.host_name(), claim, want.disk, claim.processes)
             unclaimed = Claim(
                 want.resource, want.path, want.offset, want.disk, want.identity, EXCLUSIVE, RELEASING,
                 state.membership.host_id, state.generation, 0, (), _ourselves(),
             )  # fmt: skip
-            self._refuse_openers(state, [want])
-            self._refuse_local_conflicts(unclaimed)
-            self._refuse_forgotten_owner(state, unclaimed)
+            self._checks.refuse_openers(state, [want])
+            self._checks.refuse_local_conflicts(unclaimed)
+            self._checks.refuse_forgotten_owner(state, unclaimed)
             self._store.write(unclaimed)
             self._driver.run(retract(self._directory.claimant(state), unclaimed.lease))
             self._store.remove(want.resource)
@@ -408,44 +428,4 @@ def _grant(claim: Claim) -> Grant:
         claim.host_id,
         claim.generation,
         claim.lver,
-    )
-
-
-def held_by_claim(host_name: str, claim: Claim, disk: str, users: Sequence[Process]) -> HeldLocally:
-    """Busy on this host: name the host, the process, and the VM where it is known."""
-    pid = users[0].pid if users else 0
-    who_has_it = f"process {pid} ({safe(comm(pid))})" if pid else "a process that is just ending"
-    if claim.vm:
-        who_has_it += f", VM {safe(claim.vm)!r},"
-    other_name = f", as {safe(claim.disk)}" if claim.disk != disk else ""
-    return HeldLocally(
-        f"{safe(disk)} is in use {claim.mode} by {who_has_it} of this host {safe(host_name)!r} "
-        f"(host id {claim.host_id}, generation {claim.generation}, live){other_name}",
-        hint="stop that VM first; the lease is released when its process ends",
-        details={
-            "disk": disk,
-            "owners": [
-                {
-                    "host_id": claim.host_id,
-                    "host_name": host_name,
-                    "generation": claim.generation,
-                    "pid": pid,
-                    "vm": claim.vm,
-                    "uuid": claim.uuid,
-                    "this_host": True,
-                }
-            ],
-            "mode": claim.mode,
-            "state": "live",
-        },
-    )
-
-
-def _open_without_lease(disk: str, opener: Opener) -> HeldLocally:
-    return HeldLocally(
-        f"{safe(disk)} is open for writing by process {opener.pid} ({safe(opener.comm)}) of this host, "
-        "which holds no lease for it",
-        hint="stop that process, or run 'vmlockctl acquire --pid "
-        f"{opener.pid}' for it if the VM is to be protected as it runs",
-        details={"disk": disk, "pid": opener.pid, "start_time": opener.start_time, "boot_id": boot_id()},
     )

@@ -20,6 +20,9 @@ REQUEST = Struct("<2I Q I")
 REQUEST_MAGIC = 0x08292011
 REQUEST_VERSION = 0x00010001
 
+FORCE = 1  # the owner's host kills the holder
+GRACEFUL = 2  # it asks the holder to end
+
 assert REQUEST.size == 20
 
 

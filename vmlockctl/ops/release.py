@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Optional
 
+    from vmlockctl.managers.base import LockManager
+
 
 def release(session: Session, disks: Sequence[str], *, pid: Optional[int]) -> list[Claim]:
     """Release the leases of ``disks`` held for ``pid``; of all its disks where none is named.
@@ -25,18 +27,33 @@ def release(session: Session, disks: Sequence[str], *, pid: Optional[int]) -> li
     ``pid`` None means our caller. Raises ``NotHeld``, ``Refused`` (a process may still write the disk),
     ``LeaseLost``, ``StorageError`` leaves.
     """
+    manager, claims = _checked(session, disks, pid)
+    for claim in claims:
+        manager.release(claim.resource, pid=pid if claim.is_shared else None)
+    return claims
+
+
+def _checked(session: Session, disks: Sequence[str], pid: Optional[int]) -> tuple[LockManager, list[Claim]]:
+    """The claims of these disks, none of which a process may still write, and who holds them."""
     config = load()
     membership = chosen_membership(session, config)
     if membership is None:
         raise NotJoined("this host has not joined any lockspace, so it holds no lease")
     directory = live_directory(session, membership)
-    store = ClaimStore(directory.claims_path)
-    claims = _claims_for(store, disks, pid)
+    claims = _claims_for(ClaimStore(directory.claims_path), disks, pid)
     for claim in claims:
         _refuse_if_used(claim, pid)
-    manager = lock_manager(config.lock_manager, directory)
+    return lock_manager(config.lock_manager, directory), claims
+
+
+def release_to_shared(session: Session, disks: Sequence[str], *, pid: Optional[int]) -> list[Claim]:
+    """Turn exclusive leases into shared ones without letting them go; what is shared already stays.
+
+    The same checks and errors as ``release``: whoever holds a lease shared may only read.
+    """
+    manager, claims = _checked(session, disks, pid)
     for claim in claims:
-        manager.release(claim.resource, pid=pid if claim.is_shared else None)
+        manager.to_shared(claim.resource)
     return claims
 
 

@@ -78,6 +78,11 @@ class Driver:
             worker.close()
             del self._workers[path]
 
+    def hangs(self, path: str) -> bool:
+        """Whether an I/O on a path passed its deadline and has not come back: it may still happen."""
+        worker = self._workers.get(path)
+        return worker is not None and worker.hangs
+
     def __enter__(self) -> Driver:
         return self
 

@@ -1,0 +1,77 @@
+"""Changing the mode of a lease that we hold, without letting it go (sanlock-format.md section 4.7).
+
+Our sector carries the shared mark and the ballot together, so a conversion is never without either: an
+exclusive owner marks itself shared before it frees the leader, and a shared holder keeps its mark through the
+ballot and drops it when it owns the leader. Cut off anywhere, ``to_shared`` or ``retract`` with our mark
+brings both back to shared.
+
+I/Os to shared: r1 leader, r2 own sector, w3 own sector, r4 leader, w5 leader. To exclusive: those of an
+acquire, then r own sector, w own sector without the mark.
+"""
+
+from __future__ import annotations
+
+from vmlockctl.lease.ballot import write_own
+from vmlockctl.lease.paxos import Terms, acquire_exclusive
+from vmlockctl.lease.release import free_leader
+from vmlockctl.lease.resource import (
+    Claimant,
+    Held,
+    Resource,
+    is_ours,
+    locate,
+    lost,
+    proposer_of,
+    read_own,
+    states_possession,
+    verify_held,
+)
+from vmlockctl.lease.steps import Procedure
+from vmlockctl.ondisk.dblock import FLAG_RELEASED, NO_MODE, ModeBlock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+
+def own_mark(claimant: Claimant) -> ModeBlock:
+    """The mode block that says that we hold a lease shared."""
+    return ModeBlock.shared(claimant.generation)
+
+
+def to_shared(claimant: Claimant, resource: Resource, *, lver: int) -> Procedure[None]:
+    """Exclusive to shared; the version stays. Nobody may be writing the disk any more.
+
+    Raises ``LeaseLost`` if the lease is not ours at ``lver``, and ``StorageError`` leaves, after which the
+    outcome is unknown until this, or ``retract`` with our mark, succeeded.
+    """
+    area, leader = yield from locate(claimant, resource)
+    mine = yield from read_own(claimant, area)
+    named = leader.lver == lver and is_ours(claimant, leader)
+    behind = leader.lver < lver and mine.lver == lver and states_possession(claimant, mine)
+    if not named and not behind:
+        raise lost(area, leader, claimant, lver)
+    yield from write_own(
+        proposer_of(claimant, area, leader),
+        mine._replace(flags=mine.flags | FLAG_RELEASED),
+        own_mark(claimant),
+        what=f"convert lver {lver} to shared",
+    )
+    yield from free_leader(claimant, area, resource, lver=lver)
+
+
+def to_exclusive(
+    claimant: Claimant, resource: Resource, *, expect_lver: Optional[int] = None
+) -> Procedure[Held]:
+    """Shared to exclusive; the version grows by one. The caller is the only local holder (12.2-g).
+
+    Raises ``SharedLeaseHeld`` where other live hosts share the lease (it stays shared then), ``LeaseLost`` if
+    our mark is gone, and what an acquire raises: after that, ``retract`` with our mark.
+    """
+    mark = own_mark(claimant)
+    yield from verify_held(claimant, resource, lver=0, shared=True)
+    held = yield from acquire_exclusive(claimant, resource, Terms(expect_lver=expect_lver, mode=mark))
+    mine = yield from read_own(claimant, held.area)
+    proposer = proposer_of(claimant, held.area, held.leader)
+    yield from write_own(proposer, mine, NO_MODE, what=f"convert lver {held.leader.lver} to exclusive")
+    return held
