@@ -16,12 +16,14 @@ from tests.support.disk import (
     lease_owner,
     lockspace_path,
     read_delta,
+    resource_name,
     resource_path,
     watch_delta,
     watch_lease,
     write_leader,
 )
 from tests.support.fusefs import FaultyMount
+from tests.support.programs import standing_process
 from tests.support.qemu import Qemu, QemuStarter, drive, machine, make_disk
 from tests.support.vmhost import VmHost
 from tests.support.waiting import until, wait_for, wait_until
@@ -252,3 +254,26 @@ def test_another_host_takes_over_long_after_the_vm_is_gone(
             assert lease_leader(hung.seen_there, disk) == held
         assert waiting.answers()
         assert waiting.quit() == 0
+
+
+def test_no_command_touches_a_lease_while_a_write_of_the_daemon_may_still_land(
+    hung: HungStorage, disk: Path
+) -> None:
+    """Design rule 4, between processes: a claim stays locked until the timed-out write was reaped."""
+    here, path = hung.here, hung.seen_here / resource_name(disk)
+    with standing_process() as holder, standing_process() as other:
+        assert here.acquire(holder.pid, disk).returncode == 0
+        hung.mount.fail("hang", operations=("write",), names=f"*{path.name}")
+        holder.kill()
+        wait_for("the daemon's release to hang", lambda: hung.mount.hung, within=10)
+        released_at = time.monotonic()
+        wait_until(released_at + 2)  # its deadline is 1 s
+        before = lease_leader(hung.seen_there, disk)
+        refused = here.acquire(other.pid, disk)
+        assert refused.returncode == 75
+        assert "another command works on its lease" in refused.stderr
+        assert hung.mount.hung == 1, "nobody else has asked for anything"
+        assert lease_leader(hung.seen_there, disk) == before
+        hung.mount.heal()
+        assert here.acquire(other.pid, disk, options=["--wait=20"]).returncode == 0
+        assert here.release(other.pid, disk).returncode == 0
