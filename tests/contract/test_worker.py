@@ -126,6 +126,26 @@ def test_the_next_call_waits_for_the_one_before(worker: Worker, storage: Storage
     assert order == ["over", "next"]
 
 
+def test_a_read_that_is_asked_for_again_is_the_one_that_was_late(worker: Worker, storage: Storage) -> None:
+    """12.1-15: reads that always take a little longer than the deadline would never bring anything."""
+    with pytest.raises(IoTimeout):
+        worker.call(storage.hang, 512, SOON, "first", same=(0, 512))
+    with pytest.raises(IoTimeout):
+        worker.call(storage.hang, 512, SOON, "again", same=(0, 512))
+    storage.let_go.set()
+    assert worker.call(lambda buffer: "a new one", 512, LATE, "again", same=(0, 512)) == "late"
+    assert worker.call(lambda buffer: "a new one", 512, LATE, "again", same=(0, 512)) == "a new one"
+    assert len(storage.buffers) == 1
+
+
+@pytest.mark.parametrize("same", [None, (512, 512)])
+def test_another_read_is_not(worker: Worker, storage: Storage, same: object) -> None:
+    with pytest.raises(IoTimeout):
+        worker.call(storage.hang, 512, SOON, "first", same=(0, 512))
+    storage.let_go.set()
+    assert worker.call(lambda buffer: "a new one", 512, LATE, "second", same=same) == "a new one"
+
+
 def test_the_buffer_of_a_hanging_call_is_not_touched(worker: Worker, storage: Storage) -> None:
     with pytest.raises(IoTimeout):
         worker.call(storage.hang, 512, SOON, "first")

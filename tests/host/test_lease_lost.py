@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.disk import (
+    LOCKSPACE_NAME,
     lease_leader,
     lease_owner,
     lockspace_path,
@@ -277,3 +278,19 @@ def test_no_command_touches_a_lease_while_a_write_of_the_daemon_may_still_land(
         hung.mount.heal()
         assert here.acquire(other.pid, disk, options=["--wait=20"]).returncode == 0
         assert here.release(other.pid, disk).returncode == 0
+
+
+def test_reads_that_take_longer_than_the_io_timeout_cost_no_vm(
+    hung: HungStorage, qemu: QemuStarter, disk: Path
+) -> None:
+    """12.1-15: each one passes its deadline, and the next attempt takes what it brings."""
+    vm = qemu(*machine(), *drive(disk), host=hung.here).wait_ready()
+    with watch_delta(hung.seen_there, 1) as renewals:
+        renewals.wait_for_change(within=10)
+        hung.mount.fail("slow", operations=("read",), names=f"*{LOCKSPACE_NAME}")
+        wait_until(time.monotonic() + EXPIRY_SECONDS + 3)
+        assert hung.mount.hits > 2
+        assert {seen.leader.owner_generation for seen in renewals.sightings} == {1}
+        hung.mount.heal()
+    assert vm.answers()
+    assert vm.quit() == 0

@@ -4,6 +4,7 @@ The faults are set through a socket beside the mount, so that they can be lifted
 
     eio, enospc   the operation fails with that error
     lose          a write is acknowledged and not done
+    slow          it is done, and answered 1.4 s later
     hang          nothing is answered until the fault is lifted; then the operation happens, late
 
 What the mount shows is the backing directory, where a second "host" can work undisturbed. The other

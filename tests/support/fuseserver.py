@@ -12,11 +12,13 @@ import socket
 import stat
 import sys
 import threading
+import time
 from fnmatch import fnmatch
 from typing import Any, Optional
 
 from mfusepy import FUSE, Operations
 
+SLOW_SECONDS = 1.4  # more than the io_timeout of the tests
 ERRORS = {"eio": errno.EIO, "enospc": errno.ENOSPC}
 
 
@@ -50,6 +52,9 @@ class Faults:
                     self._changed.wait()
                 self.hung -= 1
                 action = None
+        if action == "slow":
+            time.sleep(SLOW_SECONDS)
+            action = None
         if action in ERRORS:
             raise OSError(ERRORS[action], os.strerror(ERRORS[action]), path)
         return action

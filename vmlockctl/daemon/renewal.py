@@ -77,7 +77,11 @@ class Renewal:
         self._state = directory.read_state()
         self._attempt_started = 0.0
         self._driver = Driver(
-            guard=self._guard, journal=self._journal, on_write=log_write, on_wait=self._pause
+            take_late_reads=True,
+            guard=self._guard,
+            journal=self._journal,
+            on_write=log_write,
+            on_wait=self._pause,
         )
         self._host_lock = FileLock(directory.host_lock_path)
         self.thread = threading.Thread(target=self._run, name=f"renewal {self.name}", daemon=True)

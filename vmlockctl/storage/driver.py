@@ -30,12 +30,16 @@ def _random_fraction() -> float:
 
 
 class Driver:
-    """Performs steps. One driver serves one thread; its workers are shared with nobody."""
+    """Performs steps. One driver serves one thread; its workers are shared with nobody.
+
+    ``take_late_reads``: a read that is asked for again may be answered by the one that passed its deadline.
+    """
 
     def __init__(
         self,
         *,
         writable: bool = True,
+        take_late_reads: bool = False,
         guard: Optional[Callable[[], None]] = None,
         journal: Optional[Callable[[bytes], None]] = None,
         on_write: Optional[Callable[[WriteSector], None]] = None,
@@ -43,6 +47,7 @@ class Driver:
     ) -> None:
         self.write_count = 0  # writes begun: tells a refusal before the first from one after it
         self._writable = writable
+        self._take_late_reads = take_late_reads
         self._guard = guard
         self._journal = journal
         self._on_write = on_write
@@ -119,7 +124,11 @@ class Driver:
             return read_exact(self._descriptor(area.path), area.path, offset, size, buffer)
 
         return self._worker(area.path).call(
-            action, size, step.timeout_seconds, f"{area.path}:{offset}: read of {size} bytes"
+            action,
+            size,
+            step.timeout_seconds,
+            f"{area.path}:{offset}: read of {size} bytes",
+            same=(offset, size) if self._take_late_reads else None,
         )
 
     def _write(self, step: WriteSector) -> None:

@@ -2,7 +2,9 @@
 
 A timed-out I/O is not cancelled, it is *unknown* (design rule 4): its buffer stays allocated and its
 path is quarantined until the kernel has returned it. The next call on that path first waits for the
-old one (sanlock-format.md 12.1-15), so at most one thread ever hangs per path.
+old one, so at most one thread ever hangs per path. Who reads the same again may have what the old one
+brings (``same``): else a renewal whose reads take a little longer than the deadline never gets to its
+write (sanlock-format.md 12.1-15).
 
 A process that exits while a thread hangs stays in the kernel until the I/O is over, and so do its
 file locks: a command that gave up keeps its claim locked exactly as long as its write may still land.
@@ -30,9 +32,10 @@ _PAGE = 4096
 class _Call:
     """One blocking call on its way: its result or error, and a lock that is free when it is over."""
 
-    def __init__(self, action: Callable[[Buffer], object], size: int) -> None:
+    def __init__(self, action: Callable[[Buffer], object], size: int, same: Optional[object]) -> None:
         self.action = action
         self.size = size
+        self.same = same
         self.result: object = None
         self.error: Optional[BaseException] = None
         self.over = _thread.allocate_lock()
@@ -56,15 +59,27 @@ class Worker:
         """Whether a call that passed its deadline has not come back yet."""
         return self._pending is not None and self._pending.over.locked()
 
-    def call(self, action: Callable[[Buffer], T], size: int, timeout_seconds: float, what: str) -> T:
-        """Run ``action(buffer)``; raise ``IoTimeout`` when the deadline passes first."""
+    def call(
+        self,
+        action: Callable[[Buffer], T],
+        size: int,
+        timeout_seconds: float,
+        what: str,
+        *,
+        same: Optional[object] = None,
+    ) -> T:
+        """Run ``action(buffer)``; raise ``IoTimeout`` when the deadline passes first.
+
+        ``same``: take the outcome of a call that passed its deadline before, if it had an equal one.
+        """
         deadline = clock.monotonic() + timeout_seconds
-        if self._pending is not None:
-            if not self._await(self._pending, deadline):
-                raise self._timeout(what, timeout_seconds, earlier=True)
-            self._pending = None
-        call = _Call(action, size)
-        self._submit(call)
+        call, self._pending = self._pending, None
+        if call is not None and not self._await(call, deadline):
+            self._pending = call
+            raise self._timeout(what, timeout_seconds, earlier=True)
+        if call is None or same is None or call.same != same:
+            call = _Call(action, size, same)
+            self._submit(call)
         if not self._await(call, deadline):
             self._pending = call
             raise self._timeout(what, timeout_seconds, earlier=False)
