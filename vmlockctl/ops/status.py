@@ -232,13 +232,10 @@ def lease_of(area: AreaDump, hosts: dict[int, Host], claim: Optional[Claim], our
     dblocks = {dblock["host_id"]: dblock for dblock in area.dblocks or []}
     owners: list[dict[str, Any]] = []
     mode, takeover_in = FREE_MODE, 0.0
-    owner_dblock = dblocks.get(leader["owner_id"])
-    overwritten_release = (
-        leader["write_id"] != leader["owner_id"] and owner_dblock is not None and owner_dblock["released"]
-    )
-    if leader["timestamp"] and not overwritten_release:
+    exclusive = _exclusive_owner(leader, dblocks)
+    if exclusive is not None:
         mode = EXCLUSIVE
-        owners = [_owner(leader["owner_id"], leader["owner_generation"], hosts, claim, note, our_id)]
+        owners = [_owner(*exclusive, hosts, claim, note, our_id)]
     else:
         holders = [d for d in dblocks.values() if d["shared"] and _may_hold(d, hosts)]
         if holders:
@@ -247,6 +244,23 @@ def lease_of(area: AreaDump, hosts: dict[int, Host], claim: Optional[Claim], our
     waits = [owner["takeover_in"] for owner in owners]
     earliest = None if None in waits else max(waits, default=takeover_in)
     return Lease(resource, area.path, area.offset, disk, mode, leader["lver"], owners, earliest, [])
+
+
+def _exclusive_owner(leader: dict[str, Any], dblocks: dict[int, dict[str, Any]]) -> Optional[tuple[int, int]]:
+    """Host id and generation of whoever holds the lease exclusively, or may: as an acquire would see it.
+
+    A leader that another host wrote may be late: over a release, or over later versions, which the dblocks
+    still know (``lease/paxos.py``).
+    """
+    later = [d for d in dblocks.values() if d["lver"] > leader["lver"] and d["bal"] and not d["released"]]
+    if later:
+        newest = max(later, key=lambda dblock: (dblock["lver"], dblock["bal"]))
+        return newest["inp"], newest["inp2"]
+    own = dblocks.get(leader["owner_id"])
+    is_late = leader["write_id"] != leader["owner_id"] and own is not None
+    if not leader["timestamp"] or (is_late and own and (own["released"] or own["lver"] > leader["lver"])):
+        return None
+    return leader["owner_id"], leader["owner_generation"]
 
 
 def _may_hold(dblock: dict[str, Any], hosts: dict[int, Host]) -> bool:
