@@ -97,6 +97,26 @@ def test_hostile_json_is_no_note() -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("vm", 5), ("vm", ["a"]), ("vm", {}), ("vm", True), ("disk", None), ("disk", 1.5), ("uuid", [1]),
+        ("host_name", {"a": 1}), ("pid", "4711"), ("pid", True), ("pid", -1), ("pid", 2**64), ("pid", 1.0),
+        ("lver", None), ("other", float("nan")), ("other", float("inf")), ("other", [1]), ("other", {}),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_left_out(field: str, value: Any) -> None:
+    """Whoever may write the area may write this: what shows a note relies on texts and numbers."""
+    body = json.dumps({**NOTE, field: value}).encode()
+    assert ownernote.from_bytes(raw_note(body)) == {k: v for k, v in NOTE.items() if k != field}
+
+
+@pytest.mark.parametrize("value", ["text", 17, -17, 1.5, True, None])
+def test_a_plain_field_of_a_later_version_is_kept(value: Any) -> None:
+    body = json.dumps({**NOTE, "other": value}).encode()
+    assert ownernote.from_bytes(raw_note(body)) == {**NOTE, "other": value}
+
+
+@pytest.mark.parametrize(
     "text",
     ["x" * 5000, "/" + "d" * 254 + "/" + "e" * 3800, "é" * 2040,
      "\U0001f4be" * 1020, "\udc80" * 4000, "\x01" * 4000],
