@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 
+from vmlockctl.daemon.shapes import fits, fits_row
 from vmlockctl.host.openers import Identity, find_openers
 from vmlockctl.host.process import Process, boot_id, is_alive
 from vmlockctl.host.rundir import FileLock, read_json, remove, write_json
@@ -27,6 +28,7 @@ ACQUIRING = "acquiring"
 HELD = "held"
 CONVERTING = "converting"
 RELEASING = "releasing"
+_STATES = (ACQUIRING, HELD, CONVERTING, RELEASING)
 
 EXCLUSIVE = "exclusive"
 SHARED = "shared"
@@ -90,8 +92,10 @@ class ClaimStore:
         return os.path.join(self.path, f"{resource}.json")
 
     def read(self, resource: str) -> Optional[Claim]:
+        """None where there is none, or where it is damaged."""
         record = read_json(self.file(resource))
-        return None if record is None else _claim_from(record)
+        claim = None if record is None else _claim_from(record)
+        return claim if claim is not None and claim.resource == resource else None
 
     def write(self, claim: Claim) -> None:
         write_json(self.file(claim.resource), _claim_to(claim))
@@ -126,9 +130,27 @@ def _claim_to(claim: Claim) -> dict[str, Any]:
     return record
 
 
-def _claim_from(record: dict[str, Any]) -> Claim:
+def _claim_from(record: dict[str, Any]) -> Optional[Claim]:
+    if not fits(record, Claim, apart_from=_PARTS) or not all(
+        _fits_part(part, record[part]) for part in _PARTS
+    ):
+        return None
     fields = {field: record[field] for field in Claim._fields}
     fields["identity"] = None if fields["identity"] is None else Identity(*fields["identity"])
     fields["processes"] = tuple(Process(**process) for process in fields["processes"])
     fields["command"] = None if fields["command"] is None else Process(**fields["command"])
-    return Claim(**fields)
+    claim = Claim(**fields)
+    return claim if claim.mode in (EXCLUSIVE, SHARED) and claim.state in _STATES else None
+
+
+_PARTS = ("identity", "processes", "command")
+
+
+def _fits_part(part: str, value: object) -> bool:
+    if part == "processes":
+        return isinstance(value, list) and all(map(_is_process, value))
+    return value is None or (fits_row(value, Identity) if part == "identity" else _is_process(value))
+
+
+def _is_process(value: object) -> bool:
+    return fits(value, Process) and len(value) == len(Process._fields)

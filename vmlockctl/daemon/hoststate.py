@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from vmlockctl import clock
+from vmlockctl.daemon.shapes import fits, fits_row, is_whole
 from vmlockctl.errors import HostLeaseLost, NotJoined
 from vmlockctl.host.process import boot_id
 from vmlockctl.host.rundir import FileLock, read_json, write_json
@@ -18,8 +19,8 @@ from vmlockctl.lease.liveness import NEVER_OBSERVED, Observation
 from vmlockctl.lease.resource import Claimant
 from vmlockctl.lease.steps import Area
 from vmlockctl.lease.timeouts import id_renewal_fail_seconds
-from vmlockctl.ondisk.geometry import Geometry
-from vmlockctl.ondisk.leader import Leader
+from vmlockctl.ondisk.geometry import ALL_GEOMETRIES, Geometry
+from vmlockctl.ondisk.leader import LEADER, Leader
 from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -118,6 +119,7 @@ class LockspaceDir:
         return self
 
     def read_state(self) -> Optional[HostState]:
+        """None where there is none, or where it is damaged: then nothing is certain of this host."""
         record = read_json(self._host_path)
         return None if record is None else _state_from(record)
 
@@ -125,11 +127,14 @@ class LockspaceDir:
         write_json(self._host_path, _state_to(state))
 
     def read_observations(self) -> dict[int, Observation]:
-        """What the daemon of this boot has seen of the others; empty where none has."""
+        """What the daemon of this boot has seen of the others; empty where none has, or it is damaged."""
         record = read_json(self._hosts_path)
         if record is None or record.get("boot_id") != boot_id():
             return {}
-        return {int(host_id): Observation(*row) for host_id, row in record["hosts"].items()}
+        hosts = record.get("hosts")
+        if not isinstance(hosts, dict) or not all(map(_is_observation, hosts.items())):
+            return {}
+        return {int(host_id): Observation(*row) for host_id, row in hosts.items()}
 
     def write_observations(self, rows: Mapping[int, Observation]) -> None:
         write_json(
@@ -204,15 +209,43 @@ def _state_to(state: HostState) -> dict[str, Any]:
     return {**record, "expires_at": state.expires_at}
 
 
-def _state_from(record: dict[str, Any]) -> HostState:
+def _state_from(record: dict[str, Any]) -> Optional[HostState]:
+    membership = membership_from(record)
+    if membership is None or not fits({**record, "membership": None}, HostState, apart_from=("membership",)):
+        return None
     fields = {field: record[field] for field in HostState._fields if field != "membership"}
     fields["attempts"] = tuple(fields["attempts"])
-    return HostState(membership=membership_from(record), **fields)
+    state = HostState(membership=membership, **fields)
+    if state.state not in (JOINING, LIVE, LOST, LEFT):
+        return None
+    if (state.sector_size, state.align_size) not in ALL_GEOMETRIES:
+        return None
+    return state if all(map(_is_record, filter(None, (state.record, *state.attempts)))) else None
+
+
+def _is_record(text: str) -> bool:
+    try:
+        return len(bytes.fromhex(text)) == LEADER.size
+    except ValueError:
+        return False
+
+
+def _is_observation(item: tuple[str, object]) -> bool:
+    """One row of hosts.json: a host id, and what was seen of it; its io_timeout may be out of range."""
+    host_id, row = item
+    if not (host_id.isascii() and host_id.isdecimal() and len(host_id) <= 4 and int(host_id) > 0):
+        return False
+    return fits_row(row, Observation, apart_from=("io_timeout",)) and is_whole(
+        row[Observation._fields.index("io_timeout")]
+    )
 
 
 def membership_to(membership: Membership) -> dict[str, Any]:
     return dict(membership._asdict())
 
 
-def membership_from(record: Mapping[str, Any]) -> Membership:
+def membership_from(record: Mapping[str, Any]) -> Optional[Membership]:
+    """None for a record that is damaged."""
+    if not fits(record, Membership):
+        return None
     return Membership(*(record[field] for field in Membership._fields))

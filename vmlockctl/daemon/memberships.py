@@ -32,7 +32,8 @@ class Memberships:
         remove(self._file(membership))
 
     def all(self) -> list[Membership]:
-        return [membership_from(record) for record in self._records()]
+        found = (membership_from(record) for record in self._records())
+        return [membership for membership in found if membership is not None]
 
     def joined_this_boot(self, membership: Membership) -> bool:
         """Whether this boot has run an instance of this host; in doubt, it has."""

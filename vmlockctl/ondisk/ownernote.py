@@ -9,7 +9,8 @@
 
 It fills the last 4096 bytes of a paxos lease area, which no sanlock record uses in any geometry.
 It is advice, never evidence: ignored if its CRC fails, and stale unless its host_id, generation and
-lver equal the leader's. It holds no command-line arguments: they can hold secrets.
+lver equal the leader's. A CRC is no signature, so what is read is plain texts and numbers, whoever
+wrote it. It holds no command-line arguments: they can hold secrets.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MAGIC = b"VMLKNOTE"
 VERSION = 1
 _CRC_OFFSET = 16
 _JSON_MAX = NOTE_SIZE - HEADER.size
+_TEXTS = frozenset(("disk", "vm", "uuid", "host_name", "program", "acquired_at", "boot_id"))
+_NUMBERS = frozenset(("pid", "host_id", "generation", "lver", "start_time"))
 
 assert HEADER.size == 20
 
@@ -49,7 +52,10 @@ def to_bytes(note: Mapping[str, Any]) -> bytes:
 
 
 def from_bytes(data: bytes) -> Optional[dict[str, Any]]:
-    """The note, or None where there is none that can be trusted to be one."""
+    """The note, or None where there is none that can be trusted to be one.
+
+    A field that is not of its kind is left out, and so is an unknown one that is not plain.
+    """
     magic, version, length, crc = HEADER.unpack_from(data)
     if magic != MAGIC or version != VERSION or length > _JSON_MAX:
         return None
@@ -60,7 +66,19 @@ def from_bytes(data: bytes) -> Optional[dict[str, Any]]:
         note = loads(body.decode())
     except ValueError:
         return None
-    return note if isinstance(note, dict) else None
+    if not isinstance(note, dict):
+        return None
+    return {key: value for key, value in note.items() if _is_plain(key, value)}
+
+
+def _is_plain(key: str, value: object) -> bool:
+    if key in _TEXTS:
+        return isinstance(value, str)
+    if key in _NUMBERS:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64
+    if isinstance(value, float):
+        return value - value == 0  # neither NaN nor an infinity, which are no JSON
+    return value is None or isinstance(value, (str, int))
 
 
 def is_current(note: Mapping[str, Any], leader: Leader) -> bool:

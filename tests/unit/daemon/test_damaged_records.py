@@ -30,10 +30,15 @@ CLAIM = Claim(
     "good", "/leases/good", 0, "/images/a.img", Identity("file", 1, 2), "exclusive", "held", 2, 3, 1,
     (PROCESS,), PROCESS, "guest", "", 1.5,
 )  # fmt: skip
-ROWS = {1: Observation(1, 7, 990, "hostA", 10, 4000, 5000.5, 5000.5)}
+ROWS = {
+    1: Observation(1, 7, 990, "hostA", 10, 4000, 5000.5, 5000.5),
+    # What was found on the disk counts as it was found: a table is not dropped for it.
+    2: Observation(2, 2**64 - 1, 0, "\x1b[2J\udcff", 0, 4000.0, 5000.5, 0),
+    2000: Observation(7, 0, 1, "", 2**16 - 1, 1, 2, 3),
+}
 
 
-def change(path: str, **fields: Any) -> None:
+def change(path: str, /, **fields: Any) -> None:
     """Put fields into a JSON file; ``...`` takes one out."""
     record = {**json.loads(Path(path).read_text()), **fields}
     kept = {key: value for key, value in record.items() if value is not ...}
@@ -61,6 +66,14 @@ def test_what_was_written_is_read(directory: LockspaceDir, store: ClaimStore) ->
     assert directory.read_state() == STATE
     assert directory.read_observations() == ROWS
     assert store.all() == [CLAIM._replace(resource="bad"), CLAIM]
+
+
+@pytest.mark.parametrize("state", ["acquiring", "held", "converting", "releasing"])
+@pytest.mark.parametrize("mode", ["exclusive", "shared"])
+def test_claims_of_every_kind_are_read(store: ClaimStore, mode: str, state: str) -> None:
+    claim = CLAIM._replace(mode=mode, state=state, identity=None, command=None, processes=(PROCESS, PROCESS))
+    store.write(claim)
+    assert store.read("good") == claim
 
 
 def test_a_state_before_the_first_record_is_read(directory: LockspaceDir) -> None:
