@@ -23,7 +23,7 @@ from vmlockctl.ondisk.leader import (
     verify_delta,
     verify_paxos,
 )
-from vmlockctl.ondisk.request import REQUEST_MAGIC, Request, verify_request
+from vmlockctl.ondisk.request import REQUEST, REQUEST_MAGIC, Request, verify_request
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, split_colons
 from vmlockctl.storage.reader import read_pieces
@@ -273,12 +273,7 @@ def _dump_resource(
     except OnDiskError as error:
         if kind != CLEARED:
             damage.append(_damage(offset, error))
-    at = REQUEST_SECTOR * size
-    try:
-        verify_request(data[at : at + 64])
-    except OnDiskError as error:
-        damage.append(_damage(offset + at, error))
-    request = Request.from_bytes(data[at : at + 64])
+    request = _request_dict(data[REQUEST_SECTOR * size :], offset + REQUEST_SECTOR * size, damage)
     dblocks = []
     for host_id in range(1, geometry.max_hosts + 1):
         start = geometry.dblock_sector(host_id) * size
@@ -295,11 +290,22 @@ def _dump_resource(
         geometry.align_size,
         _leader_dict(leader),
         None,
-        request._asdict(),
+        request,
         dblocks,
         _note_dict(note, leader),
         damage,
     )
+
+
+def _request_dict(data: bytes, place: int, damage: list[dict[str, Any]]) -> Optional[dict[str, Any]]:
+    """None where the area ends before it, which is damage of its own."""
+    if len(data) < REQUEST.size:
+        return None
+    try:
+        verify_request(data[: REQUEST.size])
+    except OnDiskError as error:
+        damage.append(_damage(place, error))
+    return Request.from_bytes(data)._asdict()
 
 
 def _dblock_dict(host_id: int, used: bytes, place: int, damage: list[dict[str, Any]]) -> dict[str, Any]:
