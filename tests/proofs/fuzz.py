@@ -1,0 +1,229 @@
+"""Fuzzing: everything that reads bytes of a disk or of the run directory, given what no writer writes.
+
+Real areas and records in every state, their fields mutated with the checksum repaired or not, sectors moved,
+torn and blanked, files cut short. Whatever comes, a reader ends in a value or a ``VmlockctlError`` within
+50 ms of CPU and 200 MB; what is printed is safe for a terminal; a procedure writes its own sectors only, and
+never over a damaged leader.
+
+One case is one mutated record or area given to its reader. The figures say how many each reader had: the
+decoders of single records have most of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from tests.proofs.fuzzing import files, output, procedures, records
+from tests.proofs.fuzzing.cases import CPU_LIMIT_SECONDS, SEEDS, Case, Target
+from tests.proofs.progress import Progress
+
+RSS_LIMIT_MB = 200
+MAX_SAVED = 20  # failing cases of one run that are kept: one bug makes many
+_ROUND = 20_000  # cases of one piece of work, over all targets
+
+TARGETS = {
+    target.name: target for target in (*records.TARGETS, *procedures.TARGETS, *output.TARGETS, *files.TARGETS)
+}
+
+
+class Piece(NamedTuple):
+    """One piece of work: so many cases for each target, from a seed of its own."""
+
+    seed: str
+    counts: dict[str, int]
+
+
+class Failure(NamedTuple):
+    case: Case
+    why: str
+
+
+class Result(NamedTuple):
+    counts: dict[str, int]
+    failures: list[Failure]
+    slowest: float
+    rss_mb: int
+
+
+# -- one case -------------------------------------------------------------------------------------------
+
+
+def _limit(waited_seconds: float) -> float:
+    return CPU_LIMIT_SECONDS * (1 + waited_seconds / 60)
+
+
+def _why(error: BaseException) -> str:
+    lines = traceback.format_exception(type(error), error, error.__traceback__)
+    return "".join(lines[-3:]).strip()
+
+
+def try_case(target: Target, made: Any) -> tuple[Optional[str], float]:
+    """Run one case by itself: what is wrong with it, and the CPU seconds of the best of three runs."""
+    best, waited = float("inf"), 0.0
+    for _ in range(3):
+        begun = time.process_time()
+        try:
+            waited = target.run(made)
+        except Exception as error:  # noqa: BLE001 - whatever leaves a reader is the finding
+            return _why(error), 0.0
+        best = min(best, time.process_time() - begun)
+    if best <= _limit(waited):
+        return None, best / _limit(waited) * CPU_LIMIT_SECONDS
+    return f"{best * 1000:.0f} ms of CPU, at most {_limit(waited) * 1000:.0f} ms are expected", best
+
+
+# -- many cases -----------------------------------------------------------------------------------------
+
+
+def run_piece(piece: Piece) -> Result:
+    """Run a piece. Only a batch that took longer than one case may is looked at case by case."""
+    failures: list[Failure] = []
+    slowest = 0.0
+    for name, count in piece.counts.items():
+        target = TARGETS[name]
+        source = random.Random(f"{piece.seed}:{name}")
+        for begin in range(0, count, target.batch):
+            batch = list(target.cases(source, min(target.batch, count - begin)))
+            slowest = max(slowest, _run_batch(target, batch, failures))
+    rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return Result(piece.counts, failures, slowest, rss_mb)
+
+
+def _run_batch(target: Target, batch: list[Any], failures: list[Failure]) -> float:
+    """Add what fails to ``failures``; return the CPU seconds of the slowest that was timed by itself."""
+    run, begun = target.run, time.process_time()
+    for made in batch:
+        try:
+            run(made)
+        except Exception as error:  # noqa: BLE001 - whatever leaves a reader is the finding
+            failures.append(Failure(target.describe(made), _why(error)))
+    if time.process_time() - begun <= CPU_LIMIT_SECONDS:
+        return 0.0
+    slowest = 0.0
+    for made in batch:
+        why, seconds = try_case(target, made)
+        slowest = max(slowest, seconds)
+        if why is not None and seconds:
+            failures.append(Failure(target.describe(made), why))
+    return slowest
+
+
+def _pieces(total: int, seed: int, names: list[str]) -> Iterator[Piece]:
+    """Pieces in which every target has its share, and at least one case in all."""
+    shares = sum(TARGETS[name].share for name in names)
+    wanted = {name: max(1, total * TARGETS[name].share // shares) for name in names}
+    wanted[names[0]] += max(0, total - sum(wanted.values()))
+    rounds = max(1, total // _ROUND)
+    given = dict.fromkeys(names, 0)
+    for number in range(1, rounds + 1):
+        counts = {name: wanted[name] * number // rounds - given[name] for name in names}
+        given = {name: given[name] + counts[name] for name in names}
+        yield Piece(f"{seed}:{number}", counts)
+
+
+# -- saved cases ----------------------------------------------------------------------------------------
+
+
+def saved_cases() -> list[Path]:
+    return sorted(SEEDS.glob("*.json"))
+
+
+def replay(path: Path) -> Optional[str]:
+    """Run a saved case; return what is wrong with it."""
+    case = Case.from_text(path.read_text())
+    target = TARGETS[case.target]
+    return try_case(target, target.revive(case))[0]
+
+
+def _save(failure: Failure) -> Path:
+    text = failure.case.to_text()
+    name = f"{failure.case.target}-{random.Random(text).getrandbits(32):08x}.json"
+    SEEDS.mkdir(parents=True, exist_ok=True)
+    (SEEDS / name).write_text(text)
+    return SEEDS / name
+
+
+def _report(failures: list[Failure], saved: dict[str, Path]) -> None:
+    """Save and name each kind of failure once, with the command that repeats it."""
+    for failure in failures:
+        kind = f"{failure.case.target} {failure.why.splitlines()[-1][:60]}"
+        if kind in saved or len(saved) >= MAX_SAVED:
+            continue
+        saved[kind] = _save(failure)
+        print(
+            f"{failure.case.target} {failure.case.scene} {failure.case.action}\n{failure.why}\n"
+            f"replay: python -m tests.proofs fuzz --case {saved[kind]}",
+            file=sys.stderr,
+        )
+
+
+# -- the command ----------------------------------------------------------------------------------------
+
+
+def parse_count(text: str) -> int:
+    """``100M``, ``50k`` or a plain number."""
+    factors = {"k": 1000, "M": 1_000_000}
+    number, factor = (text[:-1], factors[text[-1]]) if text[-1:] in factors else (text, 1)
+    return int(float(number) * factor)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cases", type=parse_count, default=100_000_000, help="cases in all, as 100M")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="only this reader")
+    parser.add_argument("--case", type=Path, action="append", help="only replay this saved case")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    if arguments.case:
+        return _replay_all(arguments.case)
+    seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
+    old = _replay_all(saved_cases()) if saved_cases() else 0
+    names = arguments.target or list(TARGETS)
+    progress = Progress("fuzz", arguments.cases, seed=seed)
+    print(f"fuzz: {arguments.cases:,} cases, seed {seed}, {arguments.jobs} jobs", file=sys.stderr)
+    totals, failed, slowest, rss_mb = dict.fromkeys(names, 0), 0, 0.0, 0
+    saved: dict[str, Path] = {}
+    for result in _results(_pieces(arguments.cases, seed, names), arguments.jobs):
+        totals = {name: totals[name] + result.counts[name] for name in names}
+        failed += len(result.failures)
+        slowest, rss_mb = max(slowest, result.slowest), max(rss_mb, result.rss_mb)
+        _report(result.failures, saved)
+        progress.add(sum(result.counts.values()), failed=failed)
+    hangs = sum("ms of CPU" in kind for kind in saved)
+    done = sum(totals.values())
+    each = ", ".join(f"{name} {count:,}" for name, count in totals.items())
+    print(
+        f"fuzz: {done:,} cases ({each}), {failed} failed of {len(saved)} kinds, {hangs} kinds over "
+        f"{CPU_LIMIT_SECONDS * 1000:.0f} ms, slowest batch member {slowest * 1000:.0f} ms, {rss_mb} MB, "
+        f"seed {seed}, {progress.elapsed_seconds:.0f} s"
+    )
+    return int(bool(failed or old or rss_mb > RSS_LIMIT_MB))
+
+
+def _results(pieces: Iterator[Piece], jobs: int) -> Iterator[Result]:
+    if jobs == 1:
+        yield from map(run_piece, pieces)
+        return
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        yield from pool.imap_unordered(run_piece, pieces)
+
+
+def _replay_all(paths: list[Path]) -> int:
+    found = 0
+    for path in paths:
+        why = replay(path)
+        found += why is not None
+        print(f"{path}: {why or 'passes'}", file=sys.stderr)
+    print(f"fuzz: {len(paths)} saved cases, {found} failed")
+    return int(bool(found))
