@@ -155,6 +155,22 @@ def test_what_sanlock_accepts_and_misbehaves_on_is_refused(
         verify_paxos(sector(damage(PAXOS)), space_name="ls", resource_name="res", host_id=8)
 
 
+@pytest.mark.parametrize("value", [2**62 + 1, 2**63, 2**64 - 1])
+def test_a_number_that_could_not_be_counted_on_is_refused(value: int) -> None:
+    """The next lver or generation would not fit into its field one day; no writer ever gets there."""
+    with pytest.raises(WrongField, match=str(value)):
+        verify_paxos(PAXOS._replace(lver=value).sealed().sector(512), space_name="ls", resource_name="res")
+    with pytest.raises(WrongField, match=str(value)):
+        verify_delta(DELTA._replace(owner_generation=value).sealed().sector(512), space_name="ls")
+
+
+def test_the_largest_numbers_are_read() -> None:
+    leader = PAXOS._replace(lver=2**62, owner_id=1, owner_generation=2**64 - 1, timestamp=2**64 - 1).sealed()
+    assert verify_paxos(leader.sector(512), space_name="ls", resource_name="res") == leader
+    record = DELTA._replace(owner_generation=2**62, timestamp=2**64 - 1).sealed()
+    assert verify_delta(record.sector(512), space_name="ls") == record
+
+
 @pytest.mark.parametrize("owner_id", [0, 1, 8, 9, 2000])
 def test_every_owner_id_up_to_max_hosts_is_read(owner_id: int) -> None:
     leader = PAXOS._replace(owner_id=owner_id).sealed()
