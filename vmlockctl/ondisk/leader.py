@@ -64,6 +64,10 @@ PAXOS_CLEARED_MAGIC = 0x11282016
 
 FLAG_SHORT_HOLD = 0x1
 
+# No honest host gets here in the life of the universe: a larger lver or generation is damage, and refused
+# before the next one overflows its field.
+MAX_COUNT = 1 << 62
+
 MAX_IO_TIMEOUT = 255  # masked to 8 bits when a host joins (section 12.2-r)
 
 
@@ -142,7 +146,7 @@ def same_name(field: bytes, name: str) -> bool:
 
 
 def verify_delta(sector: bytes, *, space_name: str) -> Leader:
-    """Decode a delta record with a reader's checks in sanlock's order (section 1.7)."""
+    """Decode a delta record with a reader's checks in sanlock's order (section 1.7), then our own."""
     leader = Leader.from_bytes(sector)
     if leader.magic != DELTA_MAGIC:
         raise WrongMagic(
@@ -151,6 +155,8 @@ def verify_delta(sector: bytes, *, space_name: str) -> Leader:
     _check_major(leader, DELTA_VERSION)
     _check_space(leader, space_name)
     _check_sum(leader, sector)
+    if leader.owner_generation > MAX_COUNT:
+        raise _absurd("generation", leader.owner_generation)
     return leader
 
 
@@ -198,6 +204,10 @@ def verify_paxos(sector: bytes, *, space_name: str, resource_name: str, host_id:
     return leader
 
 
+def _absurd(what: str, found: int) -> WrongField:
+    return WrongField(f"an absurd {what}", found=found, expected=f"at most {MAX_COUNT}")
+
+
 def _found_magic(sector: bytes) -> str:
     if not any(sector):
         return "only zeros"
@@ -229,6 +239,8 @@ def _check_bounds(leader: Leader) -> None:
         raise WrongField("wrong max_hosts", found=leader.max_hosts, expected=geometry.max_hosts)
     if not 1 <= leader.num_hosts <= leader.max_hosts:
         raise WrongNumHosts("wrong num_hosts", found=leader.num_hosts, expected=f"1 to {leader.max_hosts}")
+    if leader.lver > MAX_COUNT:
+        raise _absurd("lver", leader.lver)
     if leader.owner_id == 0 and not leader.is_free:
         raise WrongField("owned by nobody", found="owner_id 0", expected=f"1 to {leader.max_hosts}")
     if leader.owner_id > leader.max_hosts:
