@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from vmlockctl import clock
-from vmlockctl.daemon.shapes import fits, fits_row, is_whole
+from vmlockctl.daemon.shapes import fits, fits_row, is_host_id, is_number, is_whole
 from vmlockctl.errors import HostLeaseLost, NotJoined
 from vmlockctl.host.process import boot_id
 from vmlockctl.host.rundir import FileLock, read_json, write_json
@@ -161,8 +161,10 @@ class LockspaceDir:
         record = read_json(self._bits_path)
         if record is None or record.get("boot_id") != boot_id():
             return {}
-        now = clock.boottime()
-        return {int(host_id): until for host_id, until in record["until"].items() if until > now}
+        bits, now = record.get("until"), clock.boottime()
+        if not isinstance(bits, dict) or not all(is_host_id(k) and is_number(v) for k, v in bits.items()):
+            return {}
+        return {int(host_id): until for host_id, until in bits.items() if until > now}
 
     def require_live(self) -> HostState:
         """Our state, certain now. Raises ``NotJoined`` or ``HostLeaseLost``."""
@@ -233,10 +235,10 @@ def _is_record(text: str) -> bool:
 def _is_observation(item: tuple[str, object]) -> bool:
     """One row of hosts.json: a host id, and what was seen of it; its io_timeout may be out of range."""
     host_id, row = item
-    if not (host_id.isascii() and host_id.isdecimal() and len(host_id) <= 4 and int(host_id) > 0):
-        return False
-    return fits_row(row, Observation, apart_from=("io_timeout",)) and is_whole(
-        row[Observation._fields.index("io_timeout")]
+    return (
+        is_host_id(host_id)
+        and fits_row(row, Observation, apart_from=("io_timeout",))
+        and is_whole(row[Observation._fields.index("io_timeout")])
     )
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _MAX_WHOLE = 2**64 - 1  # what a field on the disk holds
 _PID_MAX = 2**31 - 1
-MAX_IO_TIMEOUT = 255
+_HOSTS_MAX = 2000
+_IO_TIMEOUT_MAX = 255
 
 
 def is_text(value: object) -> bool:
@@ -40,8 +41,13 @@ def is_pid(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _PID_MAX
 
 
+def is_host_id(text: str) -> bool:
+    """A host id as a key of a JSON object."""
+    return text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= _HOSTS_MAX
+
+
 def is_io_timeout(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_IO_TIMEOUT
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _IO_TIMEOUT_MAX
 
 
 _FIELDS: dict[str, Callable[[object], bool]] = {"pid": is_pid, "io_timeout": is_io_timeout}

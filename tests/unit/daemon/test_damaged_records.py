@@ -112,6 +112,20 @@ def test_damaged_observations_are_none(directory: LockspaceDir, hosts: Any) -> N
 
 
 @pytest.mark.parametrize(
+    "until",
+    [..., None, [], {"a": 1e9}, {"0": 1e9}, {"2001": 1e9}, {"1": "x"}, {"1": [1]}, {"²": 1e9}],
+    ids=str,
+)
+def test_damaged_bits_are_none(directory: LockspaceDir, until: Any) -> None:
+    directory.set_bit(7, 1000)
+    assert directory.bits() == [7]
+    change(os.path.join(directory.path, "bits.json"), until=until)
+    assert directory.bits() == []
+    directory.set_bit(8, 1000)
+    assert directory.bits() == [8]
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"resource": ...}, {"resource": "../good"}, {"resource": "good"}, {"processes": None},
