@@ -67,9 +67,9 @@ def _why(error: BaseException) -> str:
 
 
 def try_case(target: Target, made: Any) -> tuple[Optional[str], float]:
-    """Run one case by itself: what is wrong with it, and the CPU seconds of the best of three runs."""
+    """Run one case by itself: what is wrong with it, and the CPU seconds of the best of five runs."""
     best, waited = float("inf"), 0.0
-    for _ in range(3):
+    for _ in range(5):
         begun = time.process_time()
         try:
             waited = target.run(made)

@@ -15,8 +15,8 @@ _HOSTS = range(1, 7)
 
 
 def choose_scene(source: random.Random, *, any_size: bool = True) -> Scene:
-    """Mostly small ones for few hosts; one of fifty in any geometry."""
-    return scene(source.choice(SCENES if any_size and source.random() < 0.02 else FEW_SCENES))
+    """Mostly a small one for few hosts; one of twenty in any geometry. It serves for several cases."""
+    return scene(source.choice(SCENES if any_size and source.random() < 0.05 else FEW_SCENES))
 
 
 def _mutator(name: str, path: str, sector: int) -> Mutator:
@@ -61,20 +61,12 @@ def _patch(made: Scene, path: str, source: random.Random) -> Patch:
 
 
 def mutated_area(
-    target: str,
-    action: str,
-    source: random.Random,
-    *,
-    path: str = RESOURCE_PATH,
-    both: bool = True,
-    any_size: bool = True,
+    target: str, action: str, made: Scene, source: random.Random, *, path: str = RESOURCE_PATH
 ) -> Case:
     """A scene with one to four bad sectors, most of them in ``path``; sometimes the file is cut short."""
-    made = choose_scene(source, any_size=any_size)
     patches = [_patch(made, path, source)]
     while source.random() < 0.4:
-        where = path if not both or source.random() < 0.7 else other_path(path)
-        patches.append(_patch(made, where, source))
+        patches.append(_patch(made, path if source.random() < 0.7 else other_path(path), source))
     size: Optional[int] = None
     if source.random() < 0.03:
         size = source.choice([0, 1, 511, 512, 4095, 4096, 8192, made.geometry.align_size - 512, 12345])

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.proofs.fuzzing.areas import mutated_area, same
+from tests.proofs.fuzzing.areas import choose_scene, mutated_area, same
 from tests.proofs.fuzzing.cases import Case, Found, Patch, Target, check_error, check_text
 from tests.proofs.fuzzing.notes import mutated_json
 from tests.proofs.fuzzing.output import check_json, printed
@@ -37,13 +37,14 @@ from vmlockctl.host.openers import Identity
 from vmlockctl.host.process import Process, boot_id, is_alive
 from vmlockctl.host.rundir import RunDir
 from vmlockctl.lease.liveness import dead_in_seconds, host_state, shared_holder_is_alive
+from vmlockctl.ondisk import bitmap
 from vmlockctl.ops.dump_leases import dump
 from vmlockctl.ops.session import Session
 from vmlockctl.ops.status import lease_paths, status
 from vmlockctl.specs import Target as LockspaceTarget
 
 _LEASE_NAME = "0123456789abcdef0123456789abcdef"
-_FILES = ["host.json", "hosts.json", "claim.json", "membership.json"]
+_FILES = ["host.json", "hosts.json", "bits.json", "claim.json", "membership.json"]
 
 
 class _Host(NamedTuple):
@@ -77,6 +78,7 @@ def _host(process_id: int) -> _Host:
         HostState(membership, LIVE, 3, 512, 1 << 20, record, (record,), clock.boottime(), boot_id())
     )
     directory.write_observations(OBSERVATIONS)
+    directory.set_bit(3, 1e6)
     process = Process(os.getpid(), 1, boot_id())
     store = ClaimStore(directory.claims_path)
     store.write(
@@ -89,6 +91,7 @@ def _host(process_id: int) -> _Host:
     paths = {
         "host.json": os.path.join(directory.path, "host.json"),
         "hosts.json": os.path.join(directory.path, "hosts.json"),
+        "bits.json": os.path.join(directory.path, "bits.json"),
         "claim.json": store.file(_LEASE_NAME),
         "membership.json": os.path.join(memberships.path, member_file),
     }
@@ -125,6 +128,10 @@ def _read_hosts(host: _Host) -> None:
     sorted(rows)
 
 
+def _read_bits(host: _Host) -> None:
+    bitmap.to_bytes(host.directory.bits())
+
+
 def _read_claims(host: _Host) -> None:
     for claim in ClaimStore(host.directory.claims_path).all():
         _ = claim.is_shared, claim.lease
@@ -144,6 +151,7 @@ def _read_memberships(host: _Host) -> None:
 _READERS: dict[str, Callable[[_Host], None]] = {
     "host.json": _read_host,
     "hosts.json": _read_hosts,
+    "bits.json": _read_bits,
     "claim.json": _read_claims,
     "membership.json": _read_memberships,
 }
@@ -221,8 +229,9 @@ class _Context:
 
 
 def _command_cases(source: random.Random, count: int) -> Iterator[Case]:
+    made = choose_scene(source, any_size=False)
     for _ in range(count):
-        yield mutated_area("commands", source.choice(["dump", "status"]), source, any_size=False)
+        yield mutated_area("commands", source.choice(["dump", "status"]), made, source)
 
 
 TARGETS = [

@@ -115,10 +115,10 @@ class Mutator:
             self._sealed ^= checksum(bytes(layout.checked)) << 8 * layout.sum_offset
         deltas = [delta for delta in self._deltas(layout, others, random.Random(seed)) if delta]
         flips, repaired_flips = _bit_flips(layout)
-        # A field's own mutations weigh as much as all bit flips together.
-        weight = max(1, len(flips) // max(1, len(deltas)))
-        self._raw = deltas * weight + flips
-        self._repaired = [repaired(delta, layout) for delta in deltas] * weight + repaired_flips
+        # Three mutations in four are a field's own, the others are flips of any bit.
+        self._raw = (deltas, deltas, deltas, flips)
+        fixed = [repaired(delta, layout) for delta in deltas]
+        self._repaired = (fixed, fixed, fixed, repaired_flips)
 
     def _deltas(self, layout: Layout, others: Sequence[bytes], source: random.Random) -> Iterator[int]:
         for offset, size in layout.fields:
@@ -142,19 +142,21 @@ class Mutator:
     def cases(self, source: random.Random, count: int) -> Iterator[bytes]:
         """``count`` mutated records: more than half of them with the right checksum."""
         draw, raw, fixed = source.random, self._raw, self._repaired
-        size = len(raw)
         for _ in range(count):
             kind = draw()
             if kind < 0.6:
-                value, pool = self._sealed, fixed
+                value, pools = self._sealed, fixed
             elif kind < 0.99:
-                value, pool = self._base, raw
+                value, pools = self._base, raw
             else:
                 yield source.getrandbits(8 * RECORD_LEN).to_bytes(RECORD_LEN, "little")
                 continue
-            value ^= pool[int(draw() * size)]
-            while draw() < 0.4:
-                value ^= pool[int(draw() * size)]
+            more = True
+            while more:
+                at = draw() * 4
+                pool = pools[int(at)]
+                value ^= pool[int(at % 1 * len(pool))]
+                more = draw() < 0.4
             yield value.to_bytes(RECORD_LEN, "little")
 
     def one(self, source: random.Random) -> bytes:

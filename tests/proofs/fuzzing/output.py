@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.proofs.fuzzing.areas import mutated_area, same
+from tests.proofs.fuzzing.areas import choose_scene, mutated_area, same
 from tests.proofs.fuzzing.cases import Case, Found, Target, check_text
 from tests.proofs.fuzzing.scenes import NOW, OBSERVATIONS, RESOURCE_PATH, SPACE_PATH, scene
 from vmlockctl.cli import dump_leases as dump_command
@@ -75,12 +75,14 @@ def _dump(image: bytes, path: str, *, all_blocks: bool) -> dump_leases.AreaDump:
 
 
 def _run_dump(case: Case) -> float:
-    path = SPACE_PATH if case.action.startswith("space") else RESOURCE_PATH
-    area = _dump(_image(case, path), path, all_blocks=case.action.endswith("-all"))
+    path = SPACE_PATH if "space" in case.action else RESOURCE_PATH
+    area = _dump(_image(case, path), path, all_blocks="all" in case.action)
+    if "json" in case.action:
+        check_json(printed(lambda: dump_command._print_json([area])))
+        return 0.0
     text = printed(lambda: dump_command._print_text([area]))
     if not text.startswith(f"{path}:0: "):
         raise Found(f"the area is not named: {text[:80]!r}")
-    check_json(printed(lambda: dump_command._print_json([area])))
     return 0.0
 
 
@@ -121,16 +123,18 @@ def _run_status(case: Case) -> float:
 
 def _cases(target: str, actions: list[tuple[str, str]]) -> Callable[[random.Random, int], Iterator[Case]]:
     def cases(source: random.Random, count: int) -> Iterator[Case]:
+        made = choose_scene(source)
         for _ in range(count):
             action, path = source.choice(actions)
-            yield mutated_area(target, action, source, path=path, both=target == "status")
+            yield mutated_area(target, action, made, source, path=path)
 
     return cases
 
 
 _DUMP_ACTIONS = [
-    ("resource", RESOURCE_PATH), ("resource", RESOURCE_PATH), ("resource", RESOURCE_PATH),
-    ("resource-all", RESOURCE_PATH), ("space", SPACE_PATH),
+    ("resource", RESOURCE_PATH), ("resource json", RESOURCE_PATH), ("resource", RESOURCE_PATH),
+    ("resource json", RESOURCE_PATH), ("resource all", RESOURCE_PATH), ("resource all json", RESOURCE_PATH),
+    ("space", SPACE_PATH), ("space json", SPACE_PATH),
 ]  # fmt: skip
 
 TARGETS = [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
-from tests.proofs.fuzzing.areas import mutated_area, same
+from tests.proofs.fuzzing.areas import choose_scene, mutated_area, same
 from tests.proofs.fuzzing.cases import Case, Found, Target, check_error
-from tests.proofs.fuzzing.memory import Memory
+from tests.proofs.fuzzing.memory import Memory, WriteCheck
 from tests.proofs.fuzzing.scenes import (
     GENERATION,
     LEASE,
@@ -20,11 +21,11 @@ from tests.proofs.fuzzing.scenes import (
     SPACE_PATH,
     US,
     Scene,
-    few_cached,
     host_name,
     scene,
 )
 from vmlockctl.errors import OnDiskError, VmlockctlError
+from vmlockctl.lease.convert import to_exclusive, to_shared
 from vmlockctl.lease.delta import (
     check_own_record,
     identify_lockspace,
@@ -36,14 +37,17 @@ from vmlockctl.lease.delta import (
 from vmlockctl.lease.liveness import NEVER_OBSERVED, dead_in_seconds, host_state, observe
 from vmlockctl.lease.paxos import acquire
 from vmlockctl.lease.release import release, retract
+from vmlockctl.lease.request import clear_request, hosts_asking, pending_request, request
 from vmlockctl.lease.resource import Held, foreign_owner, names_us, verify_held
 from vmlockctl.lease.steps import Procedure, WriteSector
 from vmlockctl.ondisk.dblock import ModeBlock, verify_dblock
+from vmlockctl.ondisk.geometry import REQUEST_SECTOR
 from vmlockctl.ondisk.leader import Leader, verify_delta, verify_paxos
+from vmlockctl.ondisk.request import verify_request
 from vmlockctl.text import safe
 
 
-@few_cached
+@lru_cache(maxsize=1)
 def _memory(name: str) -> Memory:
     made = scene(name)
     return Memory({SPACE_PATH: made.space, RESOURCE_PATH: made.resource}, now=NOW)
@@ -65,6 +69,18 @@ def _write_resource(memory: Memory, step: WriteSector) -> None:
         verify_dblock(step.data, host_id=US, num_hosts=geometry.max_hosts)
     else:
         _clear_shared_mark(step, before)
+
+
+def _write_request(memory: Memory, step: WriteSector) -> None:
+    """The request record, and nothing else: one that was understood, by one that is."""
+    size = step.area.geometry.sector_size
+    if (step.area.path, step.sector) != (RESOURCE_PATH, REQUEST_SECTOR) or len(step.data) != size:
+        raise Found(f"a write to {step.area.path} sector {step.sector}: {step.what}")
+    at = step.area.byte_offset(step.sector)
+    old = verify_request(bytes(memory.files[RESOURCE_PATH][at : at + size]))
+    new = verify_request(step.data)
+    if new.lver and old.force_mode and new.lver < old.lver:
+        raise Found(f"a request is replaced by an earlier one: {old} -> {new}")
 
 
 def _write_leader(before: bytes, data: bytes) -> None:
@@ -127,11 +143,19 @@ def _acquire(**options: Any) -> Callable[[Memory, Scene], None]:
     return run
 
 
+def _convert(memory: Memory, made: Scene) -> None:
+    held = memory.run(to_exclusive(made.claimant, LEASE), may_write=_write_resource)
+    try:
+        _granted(memory, made, held, shared=False)
+    except VmlockctlError as error:
+        raise Found(f"a grant that does not hold: {error.message}") from error
+
+
 def _on_resource(
-    make: Callable[[Scene], Procedure[Any]], *, writes: bool = True
+    make: Callable[[Scene], Procedure[Any]], *, may_write: WriteCheck = _write_resource
 ) -> Callable[[Memory, Scene], None]:
     def run(memory: Memory, made: Scene) -> None:
-        memory.run(make(made), may_write=_write_resource if writes else _write_nothing)
+        memory.run(make(made), may_write=may_write)
 
     return run
 
@@ -174,6 +198,7 @@ def _scan(memory: Memory, made: Scene) -> None:
 
 
 def _look(image: bytes, made: Scene) -> None:
+    hosts_asking(made.space_area, image, US)
     for host_id, record in occupied_records(made.space_area, image):
         row = observe(OBSERVATIONS.get(host_id, NEVER_OBSERVED), record, NOW)
         host_state(row, NOW, own_io_timeout=10)
@@ -189,17 +214,27 @@ ACTIONS: dict[str, dict[str, Callable[[Memory, Scene], None]]] = {
         "shared": _acquire(shared=True),
         "expect-lver": _acquire(expect_lver=1),
         "wait": _acquire(wait_for_dead_owner=True),
+        "to-exclusive": _convert,
     },
     "release": {
         "release": _on_resource(lambda s: release(s.claimant, LEASE, lver=1)),
         "release-shared": _on_resource(lambda s: release(s.claimant, LEASE, lver=1, shared=True)),
+        "to-shared": _on_resource(lambda s: to_shared(s.claimant, LEASE, lver=1)),
         "retract": _on_resource(lambda s: retract(s.claimant, LEASE)),
-        "verify": _on_resource(lambda s: verify_held(s.claimant, LEASE, lver=1), writes=False),
+        "verify": _on_resource(lambda s: verify_held(s.claimant, LEASE, lver=1), may_write=_write_nothing),
         "verify-shared": _on_resource(
-            lambda s: verify_held(s.claimant, LEASE, lver=1, shared=True), writes=False
+            lambda s: verify_held(s.claimant, LEASE, lver=1, shared=True), may_write=_write_nothing
         ),
-        "names-us": _on_resource(lambda s: names_us(s.claimant, LEASE), writes=False),
-        "foreign-owner": _on_resource(lambda s: foreign_owner(s.claimant, LEASE), writes=False),
+        "names-us": _on_resource(lambda s: names_us(s.claimant, LEASE), may_write=_write_nothing),
+        "request": _on_resource(lambda s: request(s.claimant, LEASE, force=False), may_write=_write_request),
+        "request-force": _on_resource(
+            lambda s: request(s.claimant, LEASE, force=True), may_write=_write_request
+        ),
+        "clear-request": _on_resource(lambda s: clear_request(s.claimant, LEASE), may_write=_write_request),
+        "pending": _on_resource(
+            lambda s: pending_request(s.claimant, LEASE, lver=1), may_write=_write_nothing
+        ),
+        "foreign-owner": _on_resource(lambda s: foreign_owner(s.claimant, LEASE), may_write=_write_nothing),
     },
     "lockspace": {
         "join": _join(earlier_instance_gone=False),
@@ -232,8 +267,9 @@ def _cases(target: str, path: str) -> Callable[[random.Random, int], Iterator[Ca
     actions = list(ACTIONS[target])
 
     def cases(source: random.Random, count: int) -> Iterator[Case]:
+        made = choose_scene(source)
         for _ in range(count):
-            yield mutated_area(target, source.choice(actions), source, path=path)
+            yield mutated_area(target, source.choice(actions), made, source, path=path)
 
     return cases
 

@@ -88,53 +88,60 @@ def _observe(sector: bytes) -> None:
         raise Found(f"taken for {state}, dead in {left} s, after 20 s of looking")
 
 
+class _Base(NamedTuple):
+    """A real record: a sector of a scene's lockspace or resource, or one of the worked examples."""
+
+    scene: str
+    sector: int = 0
+    of_space: bool = False
+
+    def read(self) -> bytes:
+        if not self.scene:
+            return EXAMPLES[f"E{self.sector}"] if self.sector != 7 else EXAMPLES["E7a"]
+        made = scene(self.scene)
+        size = made.geometry.sector_size
+        return (made.space if self.of_space else made.resource)[size * self.sector :][:size]
+
+
 class _Reader(NamedTuple):
     share: int
     read: Callable[[bytes], None]
     layout: Layout
-    bases: Callable[[], Sequence[bytes]]
+    bases: Callable[[], Sequence[_Base]]
 
 
-def _deltas() -> list[bytes]:
-    space = scene("few/unused").space
-    return [*(space[512 * i : 512 * (i + 1)] for i in range(6)), *(EXAMPLES[f"E{i}"] for i in range(1, 5))]
+_DELTAS = [*(_Base("few/unused", i, of_space=True) for i in range(6)), *(_Base("", i) for i in range(1, 5))]
+_LEADERS = [
+    *(_Base(name) for name in SCENES if name.endswith("/unused") or name in FEW_SCENES),
+    _Base("", 5),
+    _Base("", 7),
+]
+_REQUESTS = [_Base("few/request", 1), _Base("", 6)]
 
 
-def _leaders() -> list[bytes]:
-    # The leaders of all five geometries, and those of all states.
-    names = [name for name in SCENES if name.endswith("/unused") or name in FEW_SCENES]
-    return [scene(name).resource[:512] for name in names] + [EXAMPLES[f"E{i}"] for i in ("5", "7a", "7b")]
-
-
-def _dblocks() -> list[bytes]:
-    found = {bytes(512)}
-    for name in FEW_SCENES:
-        area = scene(name).resource
-        found |= {area[512 * (host + 1) : 512 * (host + 2)] for host in range(1, 6)}
-    return [*sorted(found), *(EXAMPLES[f"E{i}"] for i in range(8, 12))]
-
-
-def _requests() -> list[bytes]:
-    return [scene("few/request").resource[512:1024], EXAMPLES["E6"], EXAMPLES["E6b"]]
+@cache
+def _dblocks() -> list[_Base]:
+    """Those of every state that are in use, one that is not, and the worked examples."""
+    every = [_Base(name, host_id + 1) for name in FEW_SCENES for host_id in range(1, 6)]
+    used = [base for base in every if any(base.read())]
+    return [*used, _Base("few/unused", 2), *(_Base("", number) for number in range(8, 12))]
 
 
 READERS: dict[str, _Reader] = {
-    "delta": _Reader(2000, _read_delta, LEADER_LAYOUT, _deltas),
-    "first": _Reader(500, _read_first, LEADER_LAYOUT, _deltas),
-    "leader": _Reader(3000, _read_paxos, LEADER_LAYOUT, _leaders),
+    "delta": _Reader(2000, _read_delta, LEADER_LAYOUT, lambda: _DELTAS),
+    "first": _Reader(500, _read_first, LEADER_LAYOUT, lambda: _DELTAS),
+    "leader": _Reader(3000, _read_paxos, LEADER_LAYOUT, lambda: _LEADERS),
     "dblock": _Reader(2500, _read_dblock, DBLOCK_LAYOUT, _dblocks),
-    "request": _Reader(500, _read_request, REQUEST_LAYOUT, _requests),
-    "bitmap": _Reader(300, _read_bitmap, LEADER_LAYOUT, _deltas),
-    "observe": _Reader(600, _observe, LEADER_LAYOUT, _deltas),
+    "request": _Reader(500, _read_request, REQUEST_LAYOUT, lambda: _REQUESTS),
+    "bitmap": _Reader(300, _read_bitmap, LEADER_LAYOUT, lambda: _DELTAS),
+    "observe": _Reader(600, _observe, LEADER_LAYOUT, lambda: _DELTAS),
 }
 
 
 @cache
-def _mutators(name: str) -> list[Mutator]:
-    reader = READERS[name]
-    bases = reader.bases()
-    others = [*_deltas()[1:3], *_leaders()[1:2], *_dblocks()[1:3]]
-    return [Mutator(base, reader.layout, others, seed=i) for i, base in enumerate(bases)]
+def _mutator(base: _Base, layout: Layout) -> Mutator:
+    others = [_Base("few/held-live", 0), _Base("few/held-live", 2), _DELTAS[1], _DELTAS[2]]
+    return Mutator(base.read(), layout, [other.read() for other in others], seed=base.sector)
 
 
 # -- the targets ----------------------------------------------------------------------------------------
@@ -142,7 +149,8 @@ def _mutators(name: str) -> list[Mutator]:
 
 def _cases(name: str) -> Callable[[random.Random, int], Iterator[bytes]]:
     def cases(source: random.Random, count: int) -> Iterator[bytes]:
-        return source.choice(_mutators(name)).cases(source, count)
+        reader = READERS[name]
+        return _mutator(source.choice(reader.bases()), reader.layout).cases(source, count)
 
     return cases
 
