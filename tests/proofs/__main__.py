@@ -10,7 +10,7 @@ import argparse
 import importlib
 import sys
 
-PROOFS = ("explore", "mutants", "timed", "simulate", "crash", "fuzz", "verdicts", "soak")
+PROOFS = ("explore", "mutants", "timed", "simulate", "crash", "fuzz", "verdicts", "soak", "fairness")
 
 
 def main() -> int:
