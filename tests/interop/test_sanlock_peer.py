@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from tests.support.disk import (
-    lease_is_free,
-    lease_owner,
-    read_delta,
-    resource_name,
-    resource_path,
-    shared_hosts,
-)
+from tests.support.disk import lease_is_free, lease_owner, read_delta, shared_hosts
+from tests.support.pair import HELD_BY_ANOTHER_HOST, HELD_SHARED, OURS, THEIRS, Pair
 from tests.support.programs import Child, Result
-from tests.support.qemu import QemuStarter, drive, machine, make_disk
-from tests.support.sanlockhost import SanlockHost, direct_init_resource
+from tests.support.qemu import QemuStarter, drive, machine
+from tests.support.sanlockhost import SanlockHost
 from tests.support.vmhost import VmHost, error_object
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.real("sanlock")
-
-MIB = 1024 * 1024
-OURS, THEIRS = 1, 2  # host ids
-
-HELD_BY_ANOTHER_HOST = -243
-HELD_SHARED = -11
-
-
-class Pair(NamedTuple):
-    ours: VmHost
-    theirs: SanlockHost
-    lease_dir: Path
-
-    def our_acquire(self, holder: Child, disk: Path, *, shared: bool) -> Result:
-        return self.ours.acquire(holder.pid, disk, options=["--shared"] if shared else [])
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    directory = tmp_path_factory.mktemp("pair")
-    ours, theirs = VmHost(directory / "ours", "hostA"), SanlockHost(directory / "theirs", "sanlockhost")
-    lease_dir = directory / "leases"
-    try:
-        ours.create(lease_dir, OURS)
-        theirs.start()
-        theirs.join(lease_dir, THEIRS)
-        yield Pair(ours, theirs, lease_dir)
-    finally:
-        ours.close()
-        theirs.close()
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Path:
-    return make_disk(tmp_path / "a.img")
-
-
-@pytest.fixture
-def their_disk(pair: Pair, disk: Path) -> Path:
-    """A disk whose lease sanlock made."""
-    path = resource_path(pair.lease_dir, disk)
-    path.write_bytes(bytes(MIB))
-    direct_init_resource(path, resource=resource_name(disk))
-    return disk
-
 
 conflicting_modes = pytest.mark.parametrize(
     ("held_shared", "wanted_shared"),

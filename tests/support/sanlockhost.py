@@ -102,6 +102,14 @@ class SanlockHolder:
         assert done is not None, f"sanlock client command said: {text!r}"
         return int(done.group(1))
 
+    @property
+    def running(self) -> bool:
+        return self._child.poll() is None
+
+    def returncode(self, *, within: float) -> int:
+        """The exit status of a holder that somebody else ends; negative for a signal."""
+        return self._child.wait(within)
+
     def end(self) -> None:
         self._child.kill()
         self._child.wait(10)
