@@ -68,8 +68,8 @@ def take_turn(lease: Lease, counter: Counter, turn: Turn) -> Outcome:
             counter.watch(turn.hold_seconds)
         counter.let_go()
         lease.release()
-    except NotGranted as reason:
-        error = str(reason)
+    except (NotGranted, OSError) as reason:  # OSError: a daemon that does not answer, or is gone
+        error = f"{type(reason).__name__}: {reason}"
     return Outcome(exclusive, shared, handovers, lease.refusals, waited, [*counter.wrong], error)
 
 
