@@ -15,6 +15,9 @@ Only ``cli/main.py`` turns one of these into text and an exit.
 
 from __future__ import annotations
 
+import errno
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -382,3 +385,23 @@ def join_names(names: Sequence[str]) -> str:
     if len(names) < 2:
         return "".join(names)
     return ", ".join(names[:-1]) + " and " + names[-1]
+
+
+# -- from the system -------------------------------------------------------------------------------
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def storage_error(error: OSError, path: str, doing: str) -> VmlockctlError:
+    """The condition that an OSError of a lease area, or of our own records, stands for."""
+    text = f"{path}: {doing}: {os.strerror(error.errno or errno.EIO)}"
+    if error.errno in _ABSENT:
+        return NoSuchArea(text, details={"path": path})
+    if error.errno in _REFUSED:
+        hint = "the file system is mounted read-only" if error.errno == errno.EROFS else None
+        return StorageRefused(text, hint=hint, details={"path": path})
+    if error.errno in _FULL:
+        return CannotCreate(text, hint="make room on that file system", details={"path": path})
+    return StorageError(text, details={"path": path, "errno": error.errno})

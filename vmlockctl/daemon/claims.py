@@ -16,7 +16,7 @@ import os
 from vmlockctl.daemon.shapes import fits, fits_row
 from vmlockctl.host.openers import Identity, find_openers
 from vmlockctl.host.process import Process, boot_id, is_alive
-from vmlockctl.host.rundir import FileLock, read_json, remove, write_json
+from vmlockctl.host.rundir import FileLock, read_json, record_names, remove, write_json
 from vmlockctl.lease.resource import Resource
 from vmlockctl.records import NamedTuple
 
@@ -105,11 +105,7 @@ class ClaimStore:
 
     def all(self) -> list[Claim]:
         """Every claim, by resource name."""
-        try:
-            names = sorted(os.listdir(self.path))
-        except FileNotFoundError:
-            return []
-        claims = (self.read(name[:-5]) for name in names if name.endswith(".json"))
+        claims = map(self.read, record_names(self.path))
         return [claim for claim in claims if claim is not None]
 
     def version(self) -> int:

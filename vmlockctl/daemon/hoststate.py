@@ -13,7 +13,7 @@ from vmlockctl import clock
 from vmlockctl.daemon.shapes import fits, fits_row, is_host_id, is_number, is_whole
 from vmlockctl.errors import HostLeaseLost, NotJoined
 from vmlockctl.host.process import boot_id
-from vmlockctl.host.rundir import FileLock, read_json, write_json
+from vmlockctl.host.rundir import FileLock, make_directory, read_json, write_json
 from vmlockctl.lease.delta import HostLease, Lockspace
 from vmlockctl.lease.liveness import NEVER_OBSERVED, Observation
 from vmlockctl.lease.resource import Claimant
@@ -115,7 +115,7 @@ class LockspaceDir:
         self.host_lock_path = os.path.join(path, "host.lock")
 
     def create(self) -> LockspaceDir:
-        os.makedirs(self.claims_path, mode=0o700, exist_ok=True)
+        make_directory(self.claims_path)
         return self
 
     def read_state(self) -> Optional[HostState]:

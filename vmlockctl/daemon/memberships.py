@@ -6,7 +6,7 @@ import os
 
 from vmlockctl.daemon.hoststate import Membership, membership_from, membership_to
 from vmlockctl.host.process import boot_id
-from vmlockctl.host.rundir import read_json, remove, write_json
+from vmlockctl.host.rundir import make_directory, read_json, record_names, remove, write_json
 from vmlockctl.specs import resource_name
 
 TYPE_CHECKING = False
@@ -24,7 +24,7 @@ class Memberships:
         return os.path.join(self.path, resource_name(f"{membership.path}:{membership.offset}") + ".json")
 
     def add(self, membership: Membership) -> None:
-        os.makedirs(self.path, mode=0o700, exist_ok=True)
+        make_directory(self.path)
         record = {**membership_to(membership), "boot_id": boot_id()}
         write_json(self._file(membership), record, durable=True)
 
@@ -48,9 +48,5 @@ class Memberships:
             return 0
 
     def _records(self) -> list[dict[str, object]]:
-        try:
-            names = sorted(os.listdir(self.path))
-        except FileNotFoundError:
-            return []
-        records = (read_json(os.path.join(self.path, name)) for name in names if name.endswith(".json"))
+        records = (read_json(os.path.join(self.path, f"{name}.json")) for name in record_names(self.path))
         return [record for record in records if record is not None]

@@ -20,7 +20,7 @@ import fcntl
 import os
 
 from vmlockctl import clock
-from vmlockctl.errors import ConfigError, StorageRefused, VmlockctlError
+from vmlockctl.errors import ConfigError, StorageRefused, VmlockctlError, storage_error
 from vmlockctl.fastjson import dumps, loads
 
 TYPE_CHECKING = False
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 DEFAULT_RUN_DIR = "/run/vmlockctl"
 DEFAULT_STATE_DIR = "/var/lib/vmlockctl"
 _MODE = 0o700
+# The file system is at fault, and no other user or place in it would fare better.
+_BROKEN = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE)
 
 
 class RunDir:
@@ -52,6 +54,8 @@ class RunDir:
             try:
                 os.makedirs(path, mode=_MODE, exist_ok=True)
             except OSError as error:
+                if error.errno in _BROKEN:
+                    raise storage_error(error, path, "cannot create the run directory") from None
                 raise StorageRefused(
                     f"{path}: cannot create the run directory: {error.strerror}",
                     hint="run as root, or name another one with --run-dir or VMLOCKCTL_RUN_DIR",
@@ -117,9 +121,7 @@ def read_json(path: str) -> Optional[dict[str, Any]]:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageRefused(
-            f"{path}: cannot read: {error.strerror}", hint="run as the user that runs the daemon"
-        ) from None
+        raise _local_error(error, path, "cannot read") from None
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
@@ -136,12 +138,19 @@ def write_json(path: str, record: dict[str, Any], *, durable: bool = False) -> N
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        remove(temporary)
-        raise VmlockctlError(f"{path}: cannot write: {error.strerror}") from None
+        _remove_quietly(temporary)
+        raise _local_error(error, path, "cannot write") from None
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _local_error(error: OSError, path: str, doing: str) -> VmlockctlError:
+    told = storage_error(error, path, doing)
+    if isinstance(told, StorageRefused) and error.errno != errno.EROFS:
+        told.hint = "run as the user that runs the daemon"
+    return told
 
 
 def remove(path: str) -> None:
@@ -149,6 +158,34 @@ def remove(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise _local_error(error, path, "cannot remove") from None
+
+
+def _remove_quietly(path: str) -> None:
+    """For a temporary file whose making failed: that is the error to tell."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def make_directory(path: str) -> None:
+    try:
+        os.makedirs(path, mode=_MODE, exist_ok=True)
+    except OSError as error:
+        raise _local_error(error, path, "cannot create") from None
+
+
+def record_names(path: str) -> list[str]:
+    """The names of the records (without ``.json``) in a directory of ours, sorted; [] where there is none."""
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _local_error(error, path, "cannot read") from None
+    return sorted(name[:-5] for name in names if name.endswith(".json"))
 
 
 class FileLock:
@@ -182,7 +219,10 @@ class FileLock:
 
     def _acquire(self, operation: int) -> bool:
         assert self._fd < 0, f"{self.path} is locked already"
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _local_error(error, self.path, "cannot lock") from None
         try:
             fcntl.flock(fd, operation)
             # Whoever removed the file held the lock; its successor has another file to lock.
@@ -193,7 +233,7 @@ class FileLock:
             pass
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
+                raise _local_error(error, self.path, "cannot lock") from None
         finally:
             if fd >= 0:
                 os.close(fd)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import stat
 
-from vmlockctl.errors import NoSuchArea
+from vmlockctl.errors import storage_error
 from vmlockctl.lease.timeouts import INIT_IO_SECONDS
 from vmlockctl.log import log, who
 from vmlockctl.ondisk.area import resource_area
-from vmlockctl.storage.device import storage_error
 from vmlockctl.storage.publish import publish_file
 
 TYPE_CHECKING = False
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
 
 def ensure_lease_file(membership: Membership, directory: LockspaceDir, resource: str, path: str) -> None:
     """Create the lease file of a resource if it is missing; an existing one is left as it is."""
+    if _is_there(path):
+        return
     try:
-        if os.path.lexists(path):
-            return
         like = os.stat(membership.path)
     except OSError as error:
         raise storage_error(error, membership.path, "cannot look at the lockspace") from None
@@ -30,7 +29,16 @@ def ensure_lease_file(membership: Membership, directory: LockspaceDir, resource:
     area = resource_area(geometry, space_name=membership.name, resource_name=resource)
     mode = 0o600 | (stat.S_IMODE(like.st_mode) & 0o060)
     owner = (like.st_uid, like.st_gid) if os.getuid() == 0 else None
-    if not os.path.isdir(os.path.dirname(path)):
-        raise NoSuchArea(f"{os.path.dirname(path)}: no such lease directory")
     if publish_file(path, area, owner=owner, mode=mode, timeout_seconds=INIT_IO_SECONDS):
         log(f"write {path}:0 {len(area)} bytes: new lease of {resource} by {who()}")
+
+
+def _is_there(path: str) -> bool:
+    """Whether anything has that name; storage that cannot say so is no answer."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise storage_error(error, path, "cannot look at the lease") from None
+    return True

@@ -27,6 +27,7 @@ from vmlockctl.errors import (
     StorageRefused,
     UsageError,
     VmlockctlError,
+    storage_error,
 )
 from vmlockctl.host.children import (
     Child,
@@ -43,7 +44,7 @@ from vmlockctl.ops.dump_leases import dump
 from vmlockctl.ops.status import EXCLUSIVE, FREE_MODE, lease_of
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, resource_name
-from vmlockctl.storage.device import open_direct, storage_error
+from vmlockctl.storage.device import open_direct
 from vmlockctl.storage.worker import Worker
 from vmlockctl.text import format_seconds
 

@@ -13,32 +13,12 @@ import os
 import stat
 
 from vmlockctl.errors import (
-    CannotCreate,
     NoDirectIo,
-    NoSuchArea,
     OnDiskError,
     StorageError,
-    StorageRefused,
     TruncatedArea,
-    VmlockctlError,
+    storage_error,
 )
-
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def storage_error(error: OSError, path: str, doing: str) -> VmlockctlError:
-    """The condition that an OSError of the storage stands for."""
-    text = f"{path}: {doing}: {os.strerror(error.errno or errno.EIO)}"
-    if error.errno in _ABSENT:
-        return NoSuchArea(text, details={"path": path})
-    if error.errno in _REFUSED:
-        hint = "the file system is mounted read-only" if error.errno == errno.EROFS else None
-        return StorageRefused(text, hint=hint, details={"path": path})
-    if error.errno in _FULL:
-        return CannotCreate(text, hint="make room on that file system", details={"path": path})
-    return StorageError(text, details={"path": path, "errno": error.errno})
 
 
 class Buffer:

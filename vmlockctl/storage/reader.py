@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 
+from vmlockctl.errors import storage_error
 from vmlockctl.records import NamedTuple
-from vmlockctl.storage.device import open_direct, storage_error
+from vmlockctl.storage.device import open_direct
 from vmlockctl.storage.worker import Worker
 
 TYPE_CHECKING = False
