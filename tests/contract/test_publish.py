@@ -26,7 +26,7 @@ from vmlockctl.ondisk.area import lockspace_area, unpublished_lockspace_area
 from vmlockctl.ondisk.geometry import DEFAULT_GEOMETRY, Geometry
 from vmlockctl.ondisk.leader import verify_delta
 from vmlockctl.storage import publish
-from vmlockctl.storage.publish import format_in_place, publish_file
+from vmlockctl.storage.publish import format_in_place, publish_file, replace_file
 from vmlockctl.units import MIB
 
 AREA = lockspace_area(DEFAULT_GEOMETRY, space_name="ls", io_timeout=10)
@@ -239,3 +239,35 @@ def test_areas_of_every_geometry(tmp_path: Path) -> None:
         area = lockspace_area(geometry, space_name="ls", io_timeout=10)
         assert publishing(tmp_path / str(number), area=area)
         assert (tmp_path / str(number)).read_bytes() == area
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    """With its owner and mode; whoever has the old one open keeps the old one."""
+    path, link = tmp_path / "area", tmp_path / "link"
+    path.write_bytes(bytes(len(AREA)))
+    path.chmod(0o640)
+    if os.getuid() == 0:
+        os.chown(path, 65534, 65534)
+    before = path.stat()
+    link.symlink_to(path)
+    with path.open("rb") as old:
+        replace_file(str(link), AREA, timeout_seconds=30)
+        assert old.read() == bytes(len(AREA))
+    after = path.stat()
+    assert path.read_bytes() == AREA
+    assert after.st_ino != before.st_ino
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert sorted(os.listdir(tmp_path)) == ["area", "link"]
+    assert link.is_symlink()
+
+
+def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    with filesystems.ext4(tmp_path, size_mib=8) as mount:
+        path = mount / "area"
+        path.write_bytes(b"the old one")
+        filesystems.fill(mount)
+        names = sorted(os.listdir(mount))
+        with pytest.raises(CannotCreate, match="No space left on device"):
+            replace_file(str(path), AREA, timeout_seconds=30)
+        assert path.read_bytes() == b"the old one"
+        assert sorted(os.listdir(mount)) == names

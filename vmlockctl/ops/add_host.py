@@ -12,14 +12,13 @@ from vmlockctl.daemon.control import ensure_running
 from vmlockctl.daemon.hoststate import LEFT, Membership
 from vmlockctl.daemon.renewal import log_write
 from vmlockctl.errors import ContentionError, HostIdBusy, SetupError
-from vmlockctl.host.process import boot_id
 from vmlockctl.host.rundir import FileLock
 from vmlockctl.host.sanlockd import joined_lockspaces
 from vmlockctl.lease.delta import Lockspace, check_host_id, identify_lockspace, join, occupied_records
 from vmlockctl.lease.steps import read_sectors
 from vmlockctl.lease.timeouts import DEFAULT_IO_TIMEOUT
+from vmlockctl.ops.handover import nothing_relies_on, remember_joined, remember_joining
 from vmlockctl.ops.hostnames import host_name_of
-from vmlockctl.ops.init_lockspace import remember_joined
 from vmlockctl.ops.session import Session, administered_target, find_membership
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import check_host_name
@@ -107,19 +106,27 @@ def _join(
     on_wait: Optional[Callable[[float, str, float], None]],
 ) -> Joined:
     directory = session.directory_of(membership).create()
-    before = directory.read_state()
-    earlier_gone = before is not None and (before.state == LEFT or before.boot_id != boot_id())
     started = 0.0
 
     def note_start() -> None:
         nonlocal started
         started = clock.boottime()
 
+    def journal(record: bytes) -> None:
+        remember_joining(session, membership, record, lockspace.area.geometry)
+
     lock = FileLock(directory.host_lock_path)
     if not lock.try_acquire():
         raise HostIdBusy(f"{membership.target}: another process of this host is joining it")
     try:
-        with Driver(on_write=log_write, on_wait=on_wait, guard=note_start) as driver:
+        before = directory.read_state()
+        if before is not None and before.membership == membership and before.is_certain(clock.boottime()):
+            # A command joined, and died before it handed the host lease over: the daemon continues it.
+            session.memberships.add(membership)
+            ensure_running(session.run_dir)
+            return Joined(membership, before.generation, already=False)
+        earlier_gone = before is not None and nothing_relies_on(directory, before)
+        with Driver(on_write=log_write, on_wait=on_wait, guard=note_start, journal=journal) as driver:
             lease = driver.run(
                 join(
                     lockspace,

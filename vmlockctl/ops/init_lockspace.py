@@ -14,10 +14,16 @@ import stat
 from vmlockctl import clock
 from vmlockctl.config import Config, load
 from vmlockctl.daemon.control import ensure_running
-from vmlockctl.daemon.hoststate import LockspaceDir, Membership
-from vmlockctl.daemon.renewal import joined_state
-from vmlockctl.errors import CannotCreate, NoSuchArea, OnDiskError, Refused, StorageRefused, UsageError
-from vmlockctl.host.rundir import FileLock
+from vmlockctl.daemon.hoststate import Membership
+from vmlockctl.errors import (
+    CannotCreate,
+    NoSuchArea,
+    OnDiskError,
+    Refused,
+    StorageRefused,
+    UsageError,
+    storage_error,
+)
 from vmlockctl.lease.delta import check_host_id, identify_lockspace, occupied_records, probe, read_record
 from vmlockctl.lease.liveness import DEAD, FREE, NEVER_OBSERVED, Observation, host_state, observe
 from vmlockctl.lease.steps import Procedure, now, read_sectors, wait
@@ -34,13 +40,14 @@ from vmlockctl.log import log, who
 from vmlockctl.ondisk.area import lockspace_area, unpublished_lockspace_area
 from vmlockctl.ondisk.geometry import Geometry, choose
 from vmlockctl.ondisk.leader import Leader, name_field, new_delta
+from vmlockctl.ops.add_host import add_host
+from vmlockctl.ops.handover import remember_joined, remember_joining
 from vmlockctl.ops.hostnames import host_name_of
 from vmlockctl.ops.session import Session, administered_target, find_membership
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target
-from vmlockctl.storage.device import storage_error
 from vmlockctl.storage.driver import Driver
-from vmlockctl.storage.publish import format_in_place, publish_file
+from vmlockctl.storage.publish import format_in_place, publish_file, replace_file
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
@@ -167,7 +174,11 @@ def _keep(
     """Same name and geometry, and joined as asked for: nothing to do. Otherwise: exists already."""
     same = existing.space_name == name and existing.area.geometry == geometry
     ours = find_membership(session, target) if options.host_id is not None else None
+    if same and ours is None and options.host_id is not None:
+        ours = _finish_joining(session, target, existing, options)
     if same and options.host_id == (ours.host_id if ours is not None else None):
+        if ours is not None:
+            ensure_running(session.run_dir)
         return Initialised(
             target.path, target.offset, name, geometry, existing.io_timeout, created=False, joined_as=ours
         )
@@ -180,6 +191,27 @@ def _keep(
         else f"{target.path}:{target.offset}: a lockspace is there already, found {found}",
         hint="join it with 'vmlockctl add-host', or format it again with --force when every host has left",
     )
+
+
+def _finish_joining(
+    session: Session, target: Target, existing: Lockspace, options: Format
+) -> Optional[Membership]:
+    """Join where the record of the host id carries our name: this command died half way, and is run again.
+
+    With the care of any join; a live clone of this host is found out.
+    """
+    assert options.host_id is not None
+    with Driver(writable=False) as driver:
+        record = driver.run(read_record(existing, options.host_id, existing.io_timeout))
+    if record.is_free or record.resource != host_name_of(session, options.host_name, load()):
+        return None
+    return add_host(
+        session._replace(lockspace=None),
+        target.lease_dir or f"{existing.space_name}:0:{target.path}:{target.offset}",
+        host_id=options.host_id,
+        host_name=options.host_name,
+        io_timeout=options.io_timeout,
+    ).membership
 
 
 def _require_all_dead(existing: Lockspace, on_wait: Optional[Callable[[float, str, float], None]]) -> None:
@@ -240,7 +272,7 @@ def _create(
     *,
     again: bool,
 ) -> None:
-    """Write the area: in place over a lockspace that was judged, else as a file that did not exist.
+    """Write the area: in the place of a lockspace that was judged, else as a file that did not exist.
 
     A file that somebody else published since we looked is theirs, perhaps with hosts in it already.
     """
@@ -248,9 +280,12 @@ def _create(
     renewed_at, record = clock.boottime(), None
     if membership is not None:
         record, area = _with_first_host(area, geometry, membership)
+        remember_joining(session, membership, record.to_bytes(), geometry)
     directory = os.path.dirname(target.path)
     _make_directory(directory)
-    if again or _is_block(target.path):
+    if again and _is_all_of_a_file(target, len(area)):
+        replace_file(target.path, area, timeout_seconds=INIT_IO_SECONDS)
+    elif again or _is_block(target.path):
         format_in_place(
             target.path,
             target.offset,
@@ -272,6 +307,11 @@ def _create(
         remember_joined(session, membership, record, geometry, renewed_at)
 
 
+def _is_all_of_a_file(target: Target, size: int) -> bool:
+    """Whether the lockspace is a file of its own: that can be replaced whole, in one step."""
+    return not _is_block(target.path) and target.offset == 0 and os.stat(target.path).st_size == size
+
+
 def _with_first_host(area: bytes, geometry: Geometry, membership: Membership) -> tuple[Leader, bytes]:
     """The same area with one host joined in its first generation."""
     free = new_delta(geometry, space_name=membership.name, io_timeout=membership.io_timeout)
@@ -284,21 +324,6 @@ def _with_first_host(area: bytes, geometry: Geometry, membership: Membership) ->
     start = geometry.delta_sector(membership.host_id) * geometry.sector_size
     end = start + geometry.sector_size
     return record, area[:start] + record.sector(geometry.sector_size) + area[end:]
-
-
-def remember_joined(
-    session: Session, membership: Membership, record: Leader, geometry: Geometry, renewed_at: float
-) -> LockspaceDir:
-    """Write down that this host joined, so that its daemon renews from here on, and see that it runs."""
-    session.run_dir.create()
-    directory = session.directory_of(membership).create()
-    with FileLock(directory.host_lock_path):
-        directory.write_state(
-            joined_state(membership, record.to_bytes(), record.owner_generation, geometry, renewed_at)
-        )
-        session.memberships.add(membership)
-    ensure_running(session.run_dir)
-    return directory
 
 
 def _make_directory(path: str) -> None:

@@ -1,16 +1,18 @@
 """Make a new lease area appear whole: libvirt takes "exists" for "initialised".
 
-A regular file is written under a dot name, synced, then linked to its final name, which fails if
-somebody else was first. A block device is written in two steps, the first sector last.
+A regular file is written under a dot name, synced, read back (a write that was acknowledged and lost must
+not be published), then linked to its final name, which fails if somebody else was first; or renamed over the
+one that it replaces. A block device is written in two steps, the first sector last.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 
-from vmlockctl.errors import CannotCreate, VmlockctlError
-from vmlockctl.storage.device import Buffer, open_direct, storage_error, write_exact
+from vmlockctl.errors import CannotCreate, StorageError, VmlockctlError, storage_error
+from vmlockctl.storage.device import Buffer, open_direct, read_exact, write_exact
 from vmlockctl.storage.worker import Worker
 
 TYPE_CHECKING = False
@@ -26,8 +28,7 @@ def publish_file(
 
     Raises ``CannotCreate`` (no room), ``StorageRefused``, ``StorageError``; the temporary file is gone then.
     """
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.{os.urandom(6).hex()}")
+    temporary = _temporary_name(path)
 
     def action(buffer: Buffer) -> bool:
         try:
@@ -39,10 +40,35 @@ def publish_file(
             raise _cannot_create(error, path) from None
         finally:
             _unlink(temporary)
-        _sync_directory(directory)
+        _sync_directory(os.path.dirname(path))
         return True
 
     return _in_worker(path, action, len(area), timeout_seconds, "create")
+
+
+def replace_file(path: str, area: bytes, *, timeout_seconds: float) -> None:
+    """Put the bytes of ``area`` in the place of the file ``path``, whole, with its owner and mode.
+
+    Until the last moment the old file is there, and after it the new one: no crash leaves anything between.
+    """
+    path = os.path.realpath(path)
+    temporary = _temporary_name(path)
+
+    def action(buffer: Buffer) -> None:
+        try:
+            before = os.stat(path)
+            owner = (before.st_uid, before.st_gid)
+            _write_new(temporary, area, owner, stat.S_IMODE(before.st_mode), buffer)
+            os.rename(temporary, path)
+        except OSError as error:
+            _unlink(temporary)
+            raise _cannot_create(error, path) from None
+        except BaseException:
+            _unlink(temporary)
+            raise
+        _sync_directory(os.path.dirname(path))
+
+    _in_worker(path, action, len(area), timeout_seconds, "replace")
 
 
 def format_in_place(path: str, offset: int, areas: tuple[bytes, ...], *, timeout_seconds: float) -> None:
@@ -53,6 +79,7 @@ def format_in_place(path: str, offset: int, areas: tuple[bytes, ...], *, timeout
         try:
             for area in areas:
                 write_exact(fd, path, offset, area, buffer)
+                _see_it_there(fd, path, offset, area, buffer)
         finally:
             os.close(fd)
 
@@ -83,8 +110,20 @@ def _write_new(path: str, area: bytes, owner: Optional[tuple[int, int]], mode: i
     try:
         write_exact(direct, path, 0, area, buffer)
         os.fsync(direct)
+        _see_it_there(direct, path, 0, area, buffer)
     finally:
         os.close(direct)
+
+
+def _see_it_there(fd: int, path: str, offset: int, area: bytes, buffer: Buffer) -> None:
+    """Raise ``StorageError`` unless a direct read returns what was just written."""
+    if read_exact(fd, path, offset, len(area), buffer) != area:
+        raise StorageError(f"{path}:{offset}: the storage lost a write that it had acknowledged")
+
+
+def _temporary_name(path: str) -> str:
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.{os.urandom(6).hex()}")
 
 
 def _cannot_create(error: OSError, path: str) -> VmlockctlError:
