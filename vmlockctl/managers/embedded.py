@@ -111,6 +111,7 @@ class EmbeddedManager:
         try:
             existing = self._current_claim(state, want.resource)
             if existing is not None:
+                existing = self._after_conversion(state, existing)
                 if self._may_convert(existing, want, user):
                     return self._to_exclusive(state, existing, expect_lver), self._undo_conversion
                 joined = self._join_existing(existing, want, user)
@@ -282,6 +283,16 @@ class EmbeddedManager:
         else:
             self._store.write(claim)
 
+    def _after_conversion(self, state: HostState, claim: Claim) -> Claim:
+        """End a conversion that a dead command left (we hold its lock): shared, as the daemon would."""
+        if claim.state != CONVERTING:
+            return claim
+        claimant = self._directory.claimant(state)
+        self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+        claim = claim._replace(state=HELD, command=None)
+        self._store.write(claim)
+        return claim
+
     def to_shared(self, resource: str) -> int:
         """Turn an exclusive lease into a shared one. The caller made sure that nobody writes the disk.
 
@@ -292,6 +303,8 @@ class EmbeddedManager:
         lock = self._locked(resource, resource)
         try:
             claim = self._current_claim(state, resource)
+            if claim is not None:
+                claim = self._after_conversion(state, claim)
             if claim is None or claim.state != HELD:
                 raise NotHeld(f"the lease {resource} is not held by this host")
             if not claim.is_shared:
@@ -372,7 +385,8 @@ class EmbeddedManager:
         lock = self._locked(want.resource, want.disk)
         try:
             claim = self._current_claim(state, want.resource)
-            if claim is not None:
+            # One without a process is what a command left that died right here; its lock is ours now.
+            if claim is not None and (claim.state != RELEASING or claim.processes):
                 raise held_by_claim(self._checks.host_name(), claim, want.disk, claim.processes)
             unclaimed = Claim(
                 want.resource, want.path, want.offset, want.disk, want.identity, EXCLUSIVE, RELEASING,
