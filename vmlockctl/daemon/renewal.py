@@ -130,8 +130,8 @@ class Renewal:
     # -- the thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._host_lock.acquire()
         try:
+            self._lock_host()
             while not self._stop.is_set():
                 self._cycle()
         except _Stopped:
@@ -142,6 +142,15 @@ class Renewal:
         finally:
             self._host_lock.release()
             self._on_change()
+
+    def _lock_host(self) -> None:
+        """Hold ``host.lock`` as long as this thread lives, however often that takes."""
+        while not self._host_lock.is_held:
+            try:
+                self._host_lock.acquire()
+            except VmlockctlError as error:
+                log(f"{self.membership.target}: {error.message}", WARNING)
+                self._pause(renewal_retry_seconds(), "locking again")
 
     def _cycle(self) -> None:
         """One life of a host lease: continue or join, renew until it is lost, wait for the VMs' end."""
@@ -258,10 +267,13 @@ class Renewal:
         state = self._state
         assert state is not None
         now = clock.monotonic()
-        rows = self.directory.read_observations()
-        for host_id, record in occupied_records(state.lockspace.area, image):
-            rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, now)
-        self.directory.write_observations(rows)
+        try:
+            rows = self.directory.read_observations()
+            for host_id, record in occupied_records(state.lockspace.area, image):
+                rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, now)
+            self.directory.write_observations(rows)
+        except VmlockctlError as error:
+            log(f"{self.membership.target}: {error.message}", WARNING)  # the next cycle writes them
 
     def _pause(self, seconds: float, _why: str, _left_seconds: float = 0.0) -> None:
         """Every wait of this thread; ends at once when the daemon stops."""
@@ -291,11 +303,23 @@ class Renewal:
             raise StorageError("the host lease is lost")
 
     def _journal(self, record: bytes) -> None:
+        """What cannot be written down is not written to the disk: a successor would not know it as ours."""
         with self._mutex:
             state = self._state
             assert state is not None
-            self._set(state._replace(attempts=(*state.attempts, record.hex())))
+            state = state._replace(attempts=(*state.attempts, record.hex()))
+            self.directory.write_state(state)
+            self._state = state
 
     def _set(self, state: HostState) -> None:
+        """Our state from now on, and in host.json; where that fails, the next journal brings it there.
+
+        Until then host.json tells of a renewal too few, so that nobody relies on one too many; and a loss
+        that it does not tell of is found out by its readers on the disk, or when it expires. No VM is
+        stopped for it as long as the journal can be written in time.
+        """
         self._state = state
-        self.directory.write_state(state)
+        try:
+            self.directory.write_state(state)
+        except VmlockctlError as error:
+            log(f"{self.membership.target}: {error.message}", WARNING)

@@ -288,6 +288,10 @@ def read_pid(path: str) -> int:
 
 def write_pid(path: str, pid: int) -> None:
     temporary = f"{path}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="ascii", opener=_private) as file:
-        file.write(f"{pid}\n")
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="ascii", opener=_private) as file:
+            file.write(f"{pid}\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        _remove_quietly(temporary)
+        raise _local_error(error, path, "cannot write") from None
