@@ -17,6 +17,7 @@ from vmlockctl.errors import (
     OnDiskError,
     StorageError,
     TruncatedArea,
+    VmlockctlError,
     storage_error,
 )
 
@@ -75,10 +76,20 @@ def read_exact(fd: int, path: str, offset: int, size: int, buffer: Buffer) -> by
             raise NoDirectIo(f"{path}:{offset}: direct read of {size} bytes refused") from None
         raise storage_error(error, f"{path}:{offset}", "cannot read") from None
     if count != size:
-        raise TruncatedArea(
-            f"{path}:{offset}: the area is too short", found=f"{count} bytes", expected=f"{size} bytes"
-        )
+        raise _short_read(fd, path, offset, count, size)
     return buffer.bytes(size)
+
+
+def _short_read(fd: int, path: str, offset: int, count: int, size: int) -> VmlockctlError:
+    """Damage where the area ends too soon; else an I/O error, of which nothing is known but that."""
+    try:
+        end = os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        return storage_error(error, f"{path}:{offset}", "cannot read")
+    found, expected = f"{count} bytes", f"{size} bytes"
+    if end >= offset + size:
+        return StorageError(f"{path}:{offset}: short read, found {found}, expected {expected}")
+    return TruncatedArea(f"{path}:{offset}: the area is too short", found=found, expected=expected)
 
 
 def write_exact(fd: int, path: str, offset: int, data: bytes, buffer: Buffer) -> None:
