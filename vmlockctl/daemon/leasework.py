@@ -12,6 +12,7 @@ import threading
 
 from vmlockctl import clock
 from vmlockctl.daemon.claims import ACQUIRING, CONVERTING, HELD, RELEASING, Claim, ClaimStore, takers_over
+from vmlockctl.daemon.confirm import confirm_released
 from vmlockctl.daemon.renewal import log_write
 from vmlockctl.errors import (
     HostLeaseLost,
@@ -290,6 +291,7 @@ class LeaseWork:
             procedure = retract(claimant, claim.lease)
         try:
             self._driver.run(procedure)
+            confirm_released(self._driver, claimant, claim)
             log(f"{claim.resource}: released {safe(claim.disk)}: no process uses it any more")
         except LeaseLost as error:
             log(f"{claim.resource}: nothing to release: {error.message}", WARNING)

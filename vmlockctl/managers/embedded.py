@@ -21,6 +21,7 @@ from vmlockctl.daemon.claims import (
     Claim,
     ClaimStore,
 )
+from vmlockctl.daemon.confirm import confirm_released, confirm_shared
 from vmlockctl.errors import (
     ContentionError,
     LeaseLost,
@@ -152,6 +153,8 @@ class EmbeddedManager:
             held = self._driver.run(
                 acquire(claimant, claim.lease, shared=claim.is_shared, expect_lver=expect_lver)
             )
+            if claim.is_shared:
+                confirm_shared(self._driver, claimant, claim._replace(lver=held.leader.lver))
         except VmlockctlError as error:
             self._checks.name_vm(claim.lease, error)
             if self._driver.write_count == writes_before or self._retracted(claim, claimant, error):
@@ -309,7 +312,9 @@ class EmbeddedManager:
                 raise NotHeld(f"the lease {resource} is not held by this host")
             if not claim.is_shared:
                 self._store.write(claim._replace(state=CONVERTING, mode=SHARED, command=_ourselves()))
-                self._driver.run(to_shared(self._directory.claimant(state), claim.lease, lver=claim.lver))
+                claimant = self._directory.claimant(state)
+                self._driver.run(to_shared(claimant, claim.lease, lver=claim.lver))
+                confirm_shared(self._driver, claimant, claim)
                 self._store.write(claim._replace(mode=SHARED))
             return claim.lver
         finally:
@@ -396,7 +401,9 @@ class EmbeddedManager:
             self._checks.refuse_local_conflicts(unclaimed)
             self._checks.refuse_forgotten_owner(state, unclaimed)
             self._store.write(unclaimed)
-            self._driver.run(retract(self._directory.claimant(state), unclaimed.lease))
+            claimant = self._directory.claimant(state)
+            self._driver.run(retract(claimant, unclaimed.lease))
+            confirm_released(self._driver, claimant, unclaimed)
             self._store.remove(want.resource)
         finally:
             lock.release(unlink=self._store.read(want.resource) is None)
@@ -411,6 +418,7 @@ class EmbeddedManager:
             procedure = retract(claimant, claim.lease)
         try:
             self._driver.run(procedure)
+            confirm_released(self._driver, claimant, claim)
         except (LeaseLost, OnDiskError):
             self._store.remove(claim.resource)  # nothing of ours is there any more
             raise
