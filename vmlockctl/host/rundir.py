@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 
 from vmlockctl import clock
 from vmlockctl.errors import ConfigError, StorageRefused, VmlockctlError, storage_error
@@ -52,7 +53,7 @@ class RunDir:
         """Make the directories; nobody but us may look inside."""
         for path in (self.path, self.state_path):
             try:
-                os.makedirs(path, mode=_MODE, exist_ok=True)
+                _make_directories(path)
             except OSError as error:
                 if error.errno in _BROKEN:
                     raise storage_error(error, path, "cannot create the run directory") from None
@@ -170,9 +171,18 @@ def _remove_quietly(path: str) -> None:
         pass
 
 
+def _make_directories(path: str) -> None:
+    """As ``makedirs``, which takes a directory that it cannot look at for something else."""
+    try:
+        os.makedirs(path, mode=_MODE)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise
+
+
 def make_directory(path: str) -> None:
     try:
-        os.makedirs(path, mode=_MODE, exist_ok=True)
+        _make_directories(path)
     except OSError as error:
         raise _local_error(error, path, "cannot create") from None
 
@@ -263,11 +273,11 @@ class FileLock:
 
 
 def is_locked(path: str) -> bool:
-    """Whether somebody holds the flock of this file now; a missing file is not locked."""
+    """Whether somebody holds the flock of this file now; in doubt, yes. A missing file is not locked."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
