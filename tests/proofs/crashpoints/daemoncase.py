@@ -149,12 +149,14 @@ class DaemonCase(HostCase):
             f"a daemon that settles after {point.hit}",
             lambda: not thread.is_alive() or self._is_settled(),
             within=_GOAL_SECONDS,
+            every_seconds=0.05,
         )
         before = read_delta(self.lease_dir, 1)
         wait_for(
             f"a renewal after {point.hit}",
             lambda: not thread.is_alive() or read_delta(self.lease_dir, 1) != before,
             within=_GOAL_SECONDS,
+            every_seconds=0.05,
         )
         if not thread.is_alive() and point.fault.name != "kill":
             # One that cannot begin says why; one that runs goes on. Here it has ended, so it is the former.
