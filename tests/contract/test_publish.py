@@ -242,9 +242,9 @@ def test_areas_of_every_geometry(tmp_path: Path) -> None:
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    """With its owner and mode; whoever has the old one open keeps the old one."""
+    """With its owner and mode; whoever has the old one open sees that its records are gone."""
     path, link = tmp_path / "area", tmp_path / "link"
-    path.write_bytes(bytes(len(AREA)))
+    path.write_bytes(b"\xa5" * len(AREA))
     path.chmod(0o640)
     if os.getuid() == 0:
         os.chown(path, 65534, 65534)

@@ -15,6 +15,8 @@ from vmlockctl.errors import CannotCreate, StorageError, VmlockctlError, storage
 from vmlockctl.storage.device import Buffer, open_direct, read_exact, write_exact
 from vmlockctl.storage.worker import Worker
 
+_PAGE = 4096
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,23 +52,31 @@ def replace_file(path: str, area: bytes, *, timeout_seconds: float) -> None:
     """Put the bytes of ``area`` in the place of the file ``path``, whole, with its owner and mode.
 
     Until the last moment the old file is there, and after it the new one: no crash leaves anything between.
+    Then the old one is overwritten with zeros, for who still has it open (a sanlock daemon has): it must see
+    that its records are gone, and not go on renewing a file that nobody else reads.
     """
     path = os.path.realpath(path)
     temporary = _temporary_name(path)
 
     def action(buffer: Buffer) -> None:
         try:
-            before = os.stat(path)
-            owner = (before.st_uid, before.st_gid)
-            _write_new(temporary, area, owner, stat.S_IMODE(before.st_mode), buffer)
-            os.rename(temporary, path)
+            old = open_direct(path, writable=True)
+            try:
+                before = os.fstat(old)
+                owner = (before.st_uid, before.st_gid)
+                _write_new(temporary, area, owner, stat.S_IMODE(before.st_mode), buffer)
+                os.rename(temporary, path)
+                _sync_directory(os.path.dirname(path))
+                wiped = min(len(area), before.st_size) // _PAGE * _PAGE
+                write_exact(old, path, 0, bytes(wiped), buffer)
+            finally:
+                os.close(old)
         except OSError as error:
             _unlink(temporary)
             raise _cannot_create(error, path) from None
         except BaseException:
             _unlink(temporary)
             raise
-        _sync_directory(os.path.dirname(path))
 
     _in_worker(path, action, len(area), timeout_seconds, "replace")
 
