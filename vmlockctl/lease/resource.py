@@ -128,7 +128,8 @@ def verify_held(
     if not shared:
         if leader.lver == lver and is_ours(claimant, leader):
             return
-        if leader.lver >= lver or not (yield from _put_right(claimant, area, leader, lver)):
+        went_back = leader.lver < lver and leader.write_id != 0  # written by a host, not by a format
+        if not went_back or not (yield from _put_right(claimant, area, leader, lver)):
             raise lost(area, leader, claimant, lver)
         return
     sector = area.geometry.dblock_sector(claimant.host_id)

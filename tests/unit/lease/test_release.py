@@ -261,6 +261,14 @@ def test_a_leader_that_went_back_is_put_right(scene: Scene) -> None:
     assert scene.leader() == held.leader
 
 
+def test_a_leader_that_was_formatted_is_lost(scene: Scene, held: Held) -> None:
+    """No host ever wrote version 0: that is no slow co-committer."""
+    leader = scene.put_leader(lver=0, owner_id=0, owner_generation=0, timestamp=0, write_id=0)
+    with pytest.raises(LeaseLost, match="no longer ours"):
+        scene.run(1, verify_held(scene.claimant(1), scene.resource, lver=held.leader.lver))
+    assert scene.leader() == leader
+
+
 @pytest.mark.parametrize(
     ("host_id", "dblock"),
     [
