@@ -25,6 +25,7 @@ from vmlockctl.lease.resource import (
     read_own,
     states_possession,
     verify_held,
+    went_back,
 )
 from vmlockctl.lease.steps import Procedure
 from vmlockctl.ondisk.dblock import FLAG_RELEASED, NO_MODE, ModeBlock
@@ -48,7 +49,7 @@ def to_shared(claimant: Claimant, resource: Resource, *, lver: int) -> Procedure
     area, leader = yield from locate(claimant, resource)
     mine = yield from read_own(claimant, area)
     named = leader.lver == lver and is_ours(claimant, leader)
-    behind = leader.lver < lver and mine.lver == lver and states_possession(claimant, mine)
+    behind = went_back(leader, lver) and mine.lver == lver and states_possession(claimant, mine)
     if not named and not behind:
         raise lost(area, leader, claimant, lver)
     yield from write_own(

@@ -18,6 +18,7 @@ from vmlockctl.lease.resource import (
     proposer_of,
     read_leader,
     states_possession,
+    went_back,
     write_leader,
 )
 from vmlockctl.lease.steps import Area, Procedure, now, read_sectors
@@ -44,7 +45,7 @@ def release(
     held = yield from _mark_released(
         claimant, area, leader, mode=mode, shared=shared, lver=None if named else lver
     )
-    if shared or (held and leader.lver < lver):
+    if shared or (held and went_back(leader, lver)):
         return  # nothing else, or the leader went back: our mark says it all
     if not named:
         raise lost(area, leader, claimant, lver)

@@ -115,6 +115,11 @@ def states_possession(claimant: Claimant, own: Dblock) -> bool:
     return own.bal != 0 and (own.inp, own.inp2) == (claimant.host_id, claimant.generation)
 
 
+def went_back(leader: Leader, lver: int) -> bool:
+    """Whether a host was slow to write an earlier version; a leader that no host wrote was formatted."""
+    return leader.lver < lver and leader.write_id != 0
+
+
 def verify_held(
     claimant: Claimant, resource: Resource, *, lver: int, shared: bool = False
 ) -> Procedure[None]:
@@ -128,8 +133,7 @@ def verify_held(
     if not shared:
         if leader.lver == lver and is_ours(claimant, leader):
             return
-        went_back = leader.lver < lver and leader.write_id != 0  # written by a host, not by a format
-        if not went_back or not (yield from _put_right(claimant, area, leader, lver)):
+        if not went_back(leader, lver) or not (yield from _put_right(claimant, area, leader, lver)):
             raise lost(area, leader, claimant, lver)
         return
     sector = area.geometry.dblock_sector(claimant.host_id)
