@@ -8,8 +8,9 @@ has not been told before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
+from tests.proofs.explorer.image import Image
 from vmlockctl.lease.delta import Lockspace
 from vmlockctl.lease.resource import Resource
 from vmlockctl.lease.steps import Area, ReadSectors, WriteSector
@@ -31,11 +32,12 @@ RESOURCE = Resource(DISK_PATH, 0, DISK)
 
 
 class Place(NamedTuple):
-    """Sectors of one path, as a read asks for them."""
+    """Sectors of one path, as a read asks for them; a probe asks for them as one."""
 
     path: str
     first: int
     count: int
+    probe: bool = False
 
 
 def host_name(host_id: int) -> str:
@@ -69,6 +71,7 @@ class Memory:
             self._slots[DISK_PATH, DEFAULT_GEOMETRY.dblock_sector(host_id)] = len(self._slots)
         for host_id in range(1, num_hosts + 1):
             self._slots[SPACE_PATH, DEFAULT_GEOMETRY.delta_sector(host_id)] = len(self._slots)
+        self._sectors = [sector for _, sector in self._slots]
         self._num_hosts = num_hosts
         self._contents: list[bytes] = []
         self._content_numbers: dict[bytes, int] = {}
@@ -89,6 +92,9 @@ class Memory:
     def own_slot(self, host_id: int) -> int:
         return self._slots[DISK_PATH, DEFAULT_GEOMETRY.dblock_sector(host_id)]
 
+    def sector_number(self, slot: int) -> int:
+        return self._sectors[slot]
+
     def content(self, data: bytes) -> int:
         number = self._content_numbers.setdefault(data, len(self._contents))
         if number == len(self._contents):
@@ -104,7 +110,7 @@ class Memory:
         """What a read looks at, in units of this geometry (a probe asks in units of its own)."""
         start = step.area.byte_offset(step.sector)
         size = step.sector_count * step.area.geometry.sector_size
-        return Place(step.area.path, start // _SIZE, size // _SIZE)
+        return Place(step.area.path, start // _SIZE, size // _SIZE, step.sector_count == 1)
 
     def slots(self, place: Place) -> list[int]:
         """The changing sectors within a place."""
@@ -115,14 +121,14 @@ class Memory:
         values = self._memories[memory]
         return tuple([values[slot] for slot in slots])
 
-    def read(self, place: Place, seen: tuple[int, ...]) -> bytes:
-        """The bytes that a read of that place returns."""
-        base, done = self._base[place.path], place.first * _SIZE
-        pieces: list[Union[bytes, memoryview]] = []
-        for (sector, _), content in zip(self._changing(place), seen):
-            pieces += [base[done : sector * _SIZE], self._contents[content]]
-            done = (sector + 1) * _SIZE
-        return b"".join([*pieces, base[done : (place.first + place.count) * _SIZE]])
+    def read(self, place: Place, seen: Sequence[int]) -> Image:
+        """What a read of that place returns, if its changing sectors have these contents."""
+        base = self._base[place.path][place.first * _SIZE : (place.first + place.count) * _SIZE]
+        contents = {
+            sector - place.first: self._contents[content]
+            for (sector, _), content in zip(self._changing(place), seen)
+        }
+        return Image.of(base, _SIZE, contents, head=place.probe)
 
     def sector(self, memory: int, slot: int) -> bytes:
         return self._contents[self._memories[memory][slot]]

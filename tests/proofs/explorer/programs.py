@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, Optional
 
+from tests.proofs.explorer.image import Image
 from tests.proofs.explorer.memory import (
     IO_TIMEOUT,
     LOCKSPACE,
@@ -33,6 +34,7 @@ EXCLUSIVE, SHARED = "EX", "SH"
 START, READ, WRITE, DONE, WRONG = range(5)  # kinds of node
 
 _OVER = "over"  # the end of a program
+_SPARE = 4  # suspended procedures that are kept at a node, so that few have to be replayed
 _LATER = 50  # the attempt that a host makes when all programs are over
 
 ACQUIRE, VERIFY, RELEASE, RETRACT = "acquire", "verify", "release", "retract"
@@ -60,8 +62,8 @@ class Node:
     """One suspended procedure of one host."""
 
     __slots__ = (
-        "after", "content", "drops", "failed", "generator", "host_id", "kind", "local", "number", "parent",
-        "partly", "phase", "place", "result", "slot", "slots", "told", "told_seen", "what", "wrote",
+        "after", "content", "drops", "failed", "host_id", "kind", "local", "looked", "number", "parent", "partly",
+        "phase", "place", "result", "slot", "slots", "suspended", "told", "what", "wrote",
     )  # fmt: skip
 
     def __init__(self, host_id: int, phase: Phase, kind: int) -> None:
@@ -71,7 +73,7 @@ class Node:
         self.number = -1
         self.parent: Optional[Node] = None
         self.result: Any = None  # what the parent was told
-        self.generator: Any = None  # the procedure itself, until one of the children has it
+        self.suspended: list[Any] = []  # procedures that stand here, each to be resumed once
         self.place: Optional[Place] = None
         self.slots: list[int] = []
         self.slot = -1
@@ -82,7 +84,8 @@ class Node:
         self.wrote = False  # this procedure has begun a write
         self.partly: tuple[int, ...] = ()  # of a read sector by sector: what it has seen so far
         self.told: dict[int, Node] = {}  # memory -> what follows when the read sees it
-        self.told_seen: dict[tuple[int, ...], Node] = {}
+        # What follows, by what was looked at: numbers in ``slots`` -> their contents -> node.
+        self.looked: dict[tuple[int, ...], dict[tuple[int, ...], Node]] = {}
         self.after: Optional[Node] = None  # what follows when the write is acknowledged
         self.failed: dict[str, Node] = {}
 
@@ -103,6 +106,8 @@ class Programs:
         # Behind the program stands one more round, for the time when everybody else has ended.
         self._rounds = {host_id: (*modes, _OVER, EXCLUSIVE, _OVER) for host_id, modes in rounds.items()}
         self._known: dict[Hashable, Node] = {}
+        self._claimants: dict[Hashable, Claimant] = {}
+        self._constants = {id(RESOURCE), id(LOCKSPACE)}
         self.live: View = tuple((1, False) for _ in rounds)
 
     # -- what follows --------------------------------------------------------------------------------
@@ -130,13 +135,15 @@ class Programs:
         seen = self.memory.seen(memory, node.slots)
         if self.torn and len(node.slots) > 1:
             seen = (*node.partly, seen[len(node.partly)])
-        child = node.told_seen.get(seen)
+        child = None
+        for numbers, children in node.looked.items():
+            child = child or children.get(tuple([seen[number] for number in numbers]))
         if child is None:
             if len(seen) < len(node.slots):
-                child = self._sees_part(node, seen)
+                child, numbers = self._sees_part(node, seen), tuple(range(len(seen)))
             else:
-                child = self._resume(node, seen)
-            node.told_seen[seen] = child
+                child, numbers = self._sees(node, seen)
+            node.looked.setdefault(numbers, {})[tuple([seen[number] for number in numbers])] = child
         node.told[memory] = child
         return child
 
@@ -178,6 +185,13 @@ class Programs:
         return release.retract(claimant, RESOURCE)
 
     def _claimant(self, host_id: int, phase: Phase) -> Claimant:
+        key = host_id, phase.attempt, phase.generation, phase.view
+        if key not in self._claimants:
+            claimant = self._claimants[key] = self._made_claimant(host_id, phase)
+            self._constants.add(id(claimant))
+        return self._claimants[key]
+
+    def _made_claimant(self, host_id: int, phase: Phase) -> Claimant:
         now, rows = NOW + phase.attempt, {}
         for other, (generation, dead) in enumerate(phase.view, start=1):
             rows[other] = Observation(
@@ -197,7 +211,7 @@ class Programs:
         phase, host_id = node.phase, node.host_id
         following = phase._replace(view=(), grants=None)
         if isinstance(outcome, StorageError):
-            if node.result not in ERRORS:
+            if type(node.result) is not str:
                 return self._wrong(node, f"no I/O failed, and {phase.kind} raised {outcome!r}")
             return self._enter(host_id, following._replace(kind=RETRACT))
         if isinstance(outcome, ContentionError) and phase.kind == ACQUIRE:
@@ -240,26 +254,41 @@ class Programs:
 
     # -- one procedure -------------------------------------------------------------------------------
 
+    def _sees(self, node: Node, seen: tuple[int, ...]) -> tuple[Node, tuple[int, ...]]:
+        """What follows when a read returns, and which of the sectors decided that."""
+        assert node.place is not None
+        image = self.memory.read(node.place, seen)
+        everything = tuple(range(len(seen)))
+        if not self.merge:
+            return self._resume(node, (seen, image.whole())), everything
+        child = self._resume(node, (seen, image))
+        if child.kind == WRONG:  # perhaps only because it looked at the image in an unforeseen way
+            return self._resume(node, (seen, image.whole())), everything
+        first = node.place.first
+        sectors = [self.memory.sector_number(slot) - first for slot in node.slots]
+        return child, tuple(number for number, sector in enumerate(sectors) if sector in image.seen)
+
     def _resume(self, node: Node, result: Any) -> Node:
         wrote = node.wrote or node.kind == WRITE
         origin = node
         while origin.partly:
             assert origin.parent is not None
             origin = origin.parent
-        generator, origin.generator = origin.generator, None
-        if generator is None:
-            generator = self._replayed(origin)
+        generator = origin.suspended.pop() if origin.suspended else self._replayed(origin)
         return self._suspended(node.host_id, node.phase, generator, origin, result, wrote=wrote)
 
     def _replayed(self, node: Node) -> Any:
         """A procedure that stands where the node's stood, for a second result."""
         trail = []
         at = node
-        while at.parent is not None:
+        while at.parent is not None and not at.suspended:
             trail.append((at.parent, at.result))
             at = at.parent
-        generator = self._procedure(node.host_id, node.phase)
-        self._ask(generator, None, None, node.phase)
+        if at.suspended:
+            generator = at.suspended.pop()
+        else:
+            generator = self._procedure(node.host_id, node.phase)
+            self._ask(generator, None, None, node.phase)
         for parent, result in reversed(trail):
             self._ask(generator, parent, result, node.phase)
         return generator
@@ -268,11 +297,10 @@ class Programs:
         """Tell a procedure a result; return the next step that is an access to the storage."""
         if node is None:
             step = next(generator)
-        elif result in ERRORS:
+        elif type(result) is str:
             step = generator.throw(ERRORS[result].with_traceback(None))
         elif node.kind == READ:
-            assert node.place is not None
-            step = generator.send(self.memory.read(node.place, result))
+            step = generator.send(result[1])
         else:
             step = generator.send(None)
         while not isinstance(step, (ReadSectors, WriteSector)):
@@ -296,14 +324,18 @@ class Programs:
             return self._ended(node, end.value)
         except Exception as error:  # noqa: BLE001 - what a procedure raises is what is explored
             return self._ended(node, error)
-        node.generator = generator
-        state = remembered(generator) if self.merge else None
-        key = (host_id, phase, wrote, step, state) if state is not None else node
+        state = remembered(generator, self._constants) if self.merge else None
+        key: Hashable = (host_id, phase, wrote, step, state)
+        if state is None:
+            key = node
+            if isinstance(result, tuple) and isinstance(result[1], Image):
+                result[1].whole()  # it may still be looked at
         known = self._known.get(key)
-        if known is not None:
-            return known
-        self._known[key] = node
-        return self._add(self._describe(node, step))
+        if known is None:
+            known = self._known[key] = self._add(self._describe(node, step))
+        if len(known.suspended) < _SPARE:
+            known.suspended.append(generator)
+        return known
 
     def _describe(self, node: Node, step: Any) -> Node:
         memory, first = self.memory, node.parent is None

@@ -14,14 +14,16 @@ from __future__ import annotations
 import dis
 import gc
 import types
-from collections import defaultdict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Set
 from functools import lru_cache
 from typing import Any, Optional
 
-_PLAIN = (int, float, str, bytes, bool, type(None))
-_BY_NAME = (types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.ModuleType, type)
-_ITERATORS = (type(iter(range(0))), type(iter([])), type(iter(())), enumerate)
+from tests.proofs.explorer.image import Image
+
+_PLAIN = frozenset((int, float, str, bytes, bool, type(None)))
+_BY_NAME = frozenset((types.FunctionType, types.BuiltinFunctionType, types.ModuleType))
+_HEADER = frozenset((types.FunctionType, types.CodeType, types.FrameType))  # of the frame itself
+_ITERATORS = frozenset((type(iter(range(0))), type(iter([])), type(iter(())), enumerate))
 _LEAVES = {"RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"}
 _ALWAYS_JUMPS = {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "JUMP_ABSOLUTE"}
 _JUMPS = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
@@ -31,58 +33,66 @@ class _Incomparable(Exception):
     pass
 
 
-def remembered(procedure: Any) -> Optional[Hashable]:
-    """A value that is equal for two suspended generators only if they go on in the same way."""
+def remembered(procedure: Any, constants: Set[int] = frozenset()) -> Optional[Hashable]:
+    """A value that is equal for two suspended generators only if they go on in the same way.
+
+    ``constants``: the ids of objects that are kept, and of which no equals are made.
+    """
     frames: list[Hashable] = []
     try:
         while procedure is not None:
             inner = procedure.gi_yieldfrom
-            frames.append(_frame(procedure, inner))
+            frames.append(_frame(procedure, inner, constants))
             procedure = inner
     except _Incomparable:
         return None
     return tuple(frames)
 
 
-def _frame(procedure: Any, inner: Any) -> Hashable:
+def _frame(procedure: Any, inner: Any, constants: Set[int]) -> Hashable:
     frame = procedure.gi_frame
     values = frame.f_locals
     names = _live_locals(frame.f_code)[frame.f_lasti]
-    kept = tuple((name, _value(values[name])) for name in names if name in values)
-    return frame.f_code, frame.f_lasti, kept, tuple(_stack(procedure, frame, values, inner))
+    kept = tuple([(name, _value(values[name], constants)) for name in names if name in values])
+    stack = tuple([_value(item, constants) for item in _stack(procedure, values, inner)])
+    return id(frame.f_code), frame.f_lasti, kept, stack
 
 
-def _stack(procedure: Any, frame: Any, values: dict[str, Any], inner: Any) -> Iterator[Hashable]:
+def _stack(procedure: Any, values: dict[str, Any], inner: Any) -> list[Any]:
     """What the frame refers to besides its locals: each local accounts for one reference."""
-    locals_left: dict[int, int] = defaultdict(int)
+    locals_left: dict[int, int] = {}
     for value in values.values():
-        locals_left[id(value)] += 1
+        locals_left[id(value)] = locals_left.get(id(value), 0) + 1
+    items = []
     for value in gc.get_referents(procedure):
-        if locals_left[id(value)]:
+        if locals_left.get(id(value)):
             locals_left[id(value)] -= 1
-        elif value is not inner and value is not values and not isinstance(value, types.FrameType):
-            yield _value(value)
+        elif value is not inner and value is not values and type(value) not in _HEADER:
+            items.append(value)
+    return items
 
 
-def _value(value: Any) -> Hashable:
+def _value(value: Any, constants: Set[int]) -> Hashable:
     kind = type(value)
     if kind in _PLAIN:
         return kind, value
-    if isinstance(value, tuple):
-        return kind, tuple(map(_value, value))
-    if kind is list:
-        return kind, tuple(map(_value, value))
+    if id(value) in constants or kind in _BY_NAME:
+        return kind, id(value)
+    if kind is list or isinstance(value, tuple):
+        return kind, tuple([_value(item, constants) for item in value])
     if kind is dict:
-        return kind, tuple((_value(key), _value(item)) for key, item in value.items())
+        return kind, tuple([(_value(key, constants), _value(item, constants)) for key, item in value.items()])
+    if kind is Image:
+        return kind, value.whole()
     if kind is range:
         return kind, value.start, value.stop, value.step
     if kind in _ITERATORS:
-        return kind, _value(value.__reduce__())
-    if isinstance(value, BaseException):
-        return kind, _value(value.args), _value(vars(value))
+        return kind, _value(value.__reduce__(), constants)
     if kind is types.CellType:
-        return kind, _value(value.cell_contents)
-    if kind is types.MappingProxyType or isinstance(value, _BY_NAME):
+        return kind, _value(value.cell_contents, constants)
+    if isinstance(value, BaseException):
+        return kind, _value(value.args, constants), _value(vars(value), constants)
+    if isinstance(value, type):
         return kind, id(value)
     raise _Incomparable(kind)
 
