@@ -1,8 +1,8 @@
-"""Liveness: when every program is over, each host that is left acquires, alone, within a bound, and releases."""
+"""Liveness: when every program is over, each host that is left acquires alone, within a bound."""
 
 from __future__ import annotations
 
-from tests.proofs.explorer.programs import BEGIN, DONE, READ, WRONG, View
+from tests.proofs.explorer.nodes import DONE, READ, START, WRONG, View
 from tests.proofs.explorer.world import State, Violated, World
 
 TRIES = 3  # a value that its host gave up may have to be committed first, and costs the acquire that does it
@@ -41,26 +41,22 @@ class Endings:
                 self.most_ios = max(self.most_ios, ios)
         self._fine.add(ending)
 
-    def _alone(
-        self, memory: int, host_id: int, view: View, generations: tuple[int, ...]
-    ) -> tuple[int, int]:
+    def _alone(self, memory: int, host_id: int, view: View, generations: tuple[int, ...]) -> tuple[int, int]:
         key = memory, host_id, view, generations
         if key not in self._tried:
             self._tried[key] = self._walk(*key)
         return self._tried[key]
 
-    def _walk(
-        self, memory: int, host_id: int, view: View, generations: tuple[int, ...]
-    ) -> tuple[int, int]:
+    def _walk(self, memory: int, host_id: int, view: View, generations: tuple[int, ...]) -> tuple[int, int]:
         """The memory after an acquire and its release, and the I/Os that the acquire took."""
         programs, ios, granted_after = self._world.programs, 0, 0
         node = programs.alone(host_id, generations[host_id - 1], view, TRIES)
         while node.kind != DONE:
-            if node.phase.grants and node.parent is None:
+            if node.grants:
                 granted_after = ios
             if node.kind == WRONG:
                 raise Violated("liveness", f"host {host_id} alone {node.what}")
-            if node.phase.kind == BEGIN:
+            if node.kind == START:
                 node = programs.begin(node, view)
                 continue
             ios += 1

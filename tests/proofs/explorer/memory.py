@@ -89,6 +89,10 @@ class Memory:
     def delta_slot(self, host_id: int) -> int:
         return self._slots[SPACE_PATH, DEFAULT_GEOMETRY.delta_sector(host_id)]
 
+    @property
+    def delta_slots(self) -> set[int]:
+        return {slot for (path, _), slot in self._slots.items() if path == SPACE_PATH}
+
     def own_slot(self, host_id: int) -> int:
         return self._slots[DISK_PATH, DEFAULT_GEOMETRY.dblock_sector(host_id)]
 
@@ -151,7 +155,9 @@ class Memory:
             if any(sector):
                 value = f" value {dblock.inp}:{dblock.inp2}" if dblock.inp else ""
                 flags = (" RELEASED" if dblock.is_released else "") + (" SHARED" if mode.is_shared else "")
-                words.append(f"{host_id}: lver {dblock.lver} mbal {dblock.mbal} bal {dblock.bal}{value}{flags}")
+                words.append(
+                    f"{host_id}: lver {dblock.lver} mbal {dblock.mbal} bal {dblock.bal}{value}{flags}"
+                )
         return "; ".join(words)
 
     def _changing(self, place: Place) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import dis
 import gc
 import types
 from collections.abc import Hashable, Set
-from functools import lru_cache
+from functools import cache
 from typing import Any, Optional
 
 from tests.proofs.explorer.image import Image
@@ -97,7 +97,7 @@ def _value(value: Any, constants: Set[int]) -> Hashable:
     raise _Incomparable(kind)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _live_locals(code: Any) -> dict[int, tuple[str, ...]]:
     """For each instruction: the locals that may be read after it before they are written.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 from tests.proofs.explorer.ending import Endings
-from tests.proofs.explorer.programs import READ, WRITE, Node
+from tests.proofs.explorer.nodes import READ, WRITE, Node
 from tests.proofs.explorer.world import (
     CRASH,
     DIE,
@@ -39,7 +39,7 @@ _EVENTS = {
 def narrate(world: World, choices: Sequence[int]) -> list[str]:
     """Follow the choices from the beginning; the last line says what is wrong, where something is."""
     lines: list[str] = []
-    state, before = world.initial(), -1
+    state = world.initial()
     for choice in choices:
         try:
             code, following = world.moves(state)[choice]

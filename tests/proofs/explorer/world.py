@@ -1,14 +1,14 @@
 """All hosts of a scene and the sectors they share: what can happen next, from any state.
 
-A state is a tuple of integers: the memory, the rest (faults left, writes in flight, who is crashed, seen to be
-dead, holding), and of each host its node. Successors come in a fixed order, so a list of choices replays.
+A state is a tuple of integers: the memory, the rest (faults left, writes in flight, who is crashed, seen to
+be dead, holding), and of each host its node. Successors come in a fixed order, so a list of choices replays.
 
 Reduction. A host whose next access is a read of sectors that nobody else can change (its own; the delta
 records, where nobody joins) goes first and alone: that commutes with everything, and nothing that is checked
-depends on it. Waits, clocks and random numbers are answered at once. A hold begins with the last result of its
-acquire and ends with the first I/O of its release, so each overlaps as much as it can. Hosts are *not*
-interchanged: a ballot number contains the host id and the larger one wins, so a state and its mirror image have
-different futures.
+depends on it. Waits, clocks and random numbers are answered at once. A hold begins with the last result of
+its acquire and ends with the first I/O of its release, so each overlaps as much as it can. Hosts are *not*
+interchanged: a ballot number contains the host id and the larger one wins, so a state and its mirror image
+have different futures.
 """
 
 from __future__ import annotations
@@ -16,18 +16,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tests.proofs.explorer.memory import Memory, delta_sector
-from tests.proofs.explorer.programs import (
-    DONE,
-    EXCLUSIVE,
-    READ,
-    SHARED,
-    START,
-    WRITE,
-    WRONG,
-    Node,
-    Programs,
-    View,
-)
+from tests.proofs.explorer.nodes import DONE, READ, START, WRITE, WRONG, Node, View
+from tests.proofs.explorer.programs import EXCLUSIVE, SHARED, Programs
 from tests.proofs.explorer.scenes import Scene
 from vmlockctl.ondisk.dblock import Dblock
 
@@ -155,12 +145,12 @@ class World:
     def _read(self, moves: list[Move], state: State, host_id: int, node: Node, rest: Rest) -> None:
         code = STEP + host_id
         child = node.told.get(state[0]) or self.programs.reads(node, state[0])
-        after = self._drops(state, host_id) if node.drops else state
+        after = state if node.becomes is None else self._becomes(state, host_id, node.becomes)
         moves.append((code, self._enters(after, host_id, child, code)))
         if rest.errors:
             after = self._change(after, "errors", -1)
             moves.append((ERROR + host_id, self._fails(after, host_id, node, "error")))
-        if rest.crashes and node.drops:
+        if rest.crashes and node.becomes is not None:
             moves.append((CRASH + host_id, self._crashes(state, host_id)))
 
     def _write(self, moves: list[Move], state: State, host_id: int, node: Node, rest: Rest) -> None:
@@ -189,7 +179,7 @@ class World:
         if node.kind == WRONG:
             raise Violated("wrong", f"host {host_id} {node.what}", code)
         rest = state[1]
-        if node.phase.grants and node.parent is None:
+        if node.grants:
             rest = self._granted(rest, host_id, node, code)
         return (state[0], rest, *state[2 : host_id + 1], node.number, *state[host_id + 2 :])
 
@@ -199,7 +189,7 @@ class World:
             return self._changes[key]
         rest, mode, lver = self._rests[number], node.phase.grants, node.phase.lver
         assert mode is not None
-        holders = (*rest.holders, (host_id, mode))
+        holders = (*(holder for holder in rest.holders if holder[0] != host_id), (host_id, mode))
         if len(holders) > 1 and {held for _, held in holders} != {SHARED}:
             raise Violated("two owners", " and ".join(f"host {h} {held}" for h, held in holders), code)
         if lver <= rest.highest:
@@ -259,9 +249,12 @@ class World:
             self._changes[key] = number
         return (state[0], number, *state[2:])
 
-    def _drops(self, state: State, host_id: int) -> State:
+    def _becomes(self, state: State, host_id: int, mode: str) -> State:
+        """From now on its host holds the lease in this mode, or not at all."""
         rest = self._rests[state[1]]
         holders = tuple(holder for holder in rest.holders if holder[0] != host_id)
+        if mode and len(holders) < len(rest.holders):
+            holders = tuple(sorted((*holders, (host_id, mode))))
         return (state[0], self._number(rest._replace(holders=holders)), *state[2:])
 
     def _crashes(self, state: State, host_id: int) -> State:

@@ -1,0 +1,77 @@
+"""Explore bounded scenes of the shipped procedures: every interleaving, crashes, late writes, retries."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Iterator
+from typing import Optional
+
+from tests.proofs.explorer import SCENES, Result, check, replay
+from tests.proofs.progress import Progress
+
+DEFAULT_STATES = 3_000_000  # of one scene: what fits into memory beside another one
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scene", action="append", choices=sorted(SCENES), help="only these; default: all")
+    parser.add_argument("--states", type=int, default=DEFAULT_STATES, help="at most so many of one scene")
+    parser.add_argument("--shortest", action="store_true", help="breadth first: a shortest trace")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--replay", help="choices of one run of the only --scene, as a violation prints them")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Explore, print a line for each scene and one of figures; 1 if a scene ends otherwise than it must."""
+    names = arguments.scene or list(SCENES)
+    if arguments.replay is not None:
+        choices = [int(choice) for choice in arguments.replay.split(",") if choice]
+        print("\n".join(replay(SCENES[names[0]], choices)))
+        return 0
+    progress = Progress("explore", len(names))
+    results: dict[str, Result] = {}
+    for name, result in _explored(names, arguments.states, shortest=arguments.shortest, jobs=arguments.jobs):
+        results[name] = result
+        progress.add(1, states=sum(r.states for r in results.values()))
+        print(line(name, result))
+    wrong = [name for name, result in results.items() if not as_it_must(name, result)]
+    states = sum(result.states for result in results.values())
+    finished = sum(result.finished for result in results.values())
+    endings = sum(result.endings for result in results.values())
+    most = max(result.most_ios for result in results.values())
+    print(
+        f"explore: {states} states of {len(names)} scenes ({finished} to their end), {endings} final states, "
+        f"a lone host acquires within {most} I/Os, {len(wrong)} violations or stuck states"
+        f"{': ' + ', '.join(wrong) if wrong else ''}, {progress.elapsed_seconds:.0f} s"
+    )
+    return 1 if wrong else 0
+
+
+def _explored(names: list[str], states: int, *, shortest: bool, jobs: int) -> Iterator[tuple[str, Result]]:
+    """Each scene in a process of its own: its memory is given back with it."""
+    with multiprocessing.Pool(jobs, maxtasksperchild=1) as pool:
+        tasks = [(name, states, shortest) for name in names]
+        yield from pool.imap_unordered(_explore_one, tasks)
+
+
+def _explore_one(task: tuple[str, int, bool]) -> tuple[str, Result]:
+    name, states, shortest = task
+    return name, check(name, max_states=states, shortest=shortest)
+
+
+def as_it_must(name: str, result: Result) -> bool:
+    """Clean; or, of a scene that shows the explorer's teeth, with the violation that it must find."""
+    wanted: Optional[str] = SCENES[name].finds
+    return wanted == (result.violation.kind if result.violation is not None else None)
+
+
+def line(name: str, result: Result) -> str:
+    """One scene in figures, and the trace of what was found."""
+    how = "all" if result.finished else "the first"
+    text = f"{name}: {how} {result.states} states, {result.moves} moves, {result.seconds:.0f} s"
+    if result.violation is None:
+        return f"{text}: clean"
+    choices = ",".join(map(str, result.violation.replay))
+    steps = "\n".join(f"  {step}" for step in result.violation.trace)
+    again = f"python -m tests.proofs explore --scene {name} --replay {choices}"
+    return f"{text}: {result.violation.kind}: {result.violation.text}\n{steps}\n  again: {again}"
