@@ -1,8 +1,8 @@
 """What a read returns, put together only where it is looked at.
 
 Two results that agree in all that a procedure looked at, before it asked for the next step, let it go on
-in the same way. An ``Image`` notes that. Its own buffer is empty (that of a probe holds the first sector, which
-then counts as seen), so whoever reads it in another way than by slices fails loudly, and is given plain
+in the same way. An ``Image`` notes that. Its own buffer is empty (that of a probe holds the first sector,
+which then counts as seen), so whoever reads it in another way than by slices fails loudly, and is given plain
 bytes; what a procedure keeps of it counts as seen whole (``remembered``).
 """
 
