@@ -175,6 +175,35 @@ class WrongGeometry(OnDiskError):
     sanlk_rv = -230
 
 
+class WrongRindexMagic(WrongMagic):
+    code = "wrong-rindex-magic"
+    sanlk_rv = -274
+
+
+class WrongRindexVersion(WrongVersion):
+    code = "wrong-rindex-version"
+    sanlk_rv = -275
+
+
+class WrongRindexLockspace(WrongLockspaceName):
+    code = "wrong-rindex-lockspace"
+    sanlk_rv = -276
+
+
+class WrongRindexOffset(OnDiskError):
+    """A resource index that was copied from another place, or an offset that is none of its places."""
+
+    code = "wrong-rindex-offset"
+    sanlk_rv = -277
+
+
+class WrongRindexEntry(OnDiskError):
+    """An entry of the resource index differs from what it should be (sanlock's "diff")."""
+
+    code = "wrong-rindex-entry"
+    sanlk_rv = -278
+
+
 class WrongDblock(OnDiskError):
     """One host's ballot record is damaged; sanlock lets it block everybody (-214)."""
 

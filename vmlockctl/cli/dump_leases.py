@@ -11,7 +11,7 @@ import click
 from vmlockctl.cli.app import CONTEXT_SETTINGS, common_options, context_of
 from vmlockctl.cli.output import SCHEMA, print_table
 from vmlockctl.config import load
-from vmlockctl.ops.dump_leases import CLEARED, LOCKSPACE, UNKNOWN, AreaDump, dump
+from vmlockctl.ops.dump_leases import CLEARED, LOCKSPACE, AreaDump, dump
 from vmlockctl.ops.session import administered_target, open_session
 from vmlockctl.text import safe
 
@@ -56,7 +56,9 @@ def _print_text(areas: Iterable[AreaDump]) -> None:
         print(f"{safe(area.path)}:{area.offset}: {area.kind}{size}")
         if area.kind == LOCKSPACE:
             _print_hosts(area.leaders or [])
-        elif area.kind != UNKNOWN and area.leader is not None:
+        elif area.rindex is not None:
+            _print_rindex(area.rindex)
+        elif area.leader is not None:
             _print_resource(area, area.leader)
         for finding in area.damage:
             number = "" if finding["sanlk_rv"] is None else f" ({finding['sanlk_rv']})"
@@ -69,7 +71,7 @@ def _print_hosts(leaders: list[dict[str, Any]]) -> None:
         print("  no host has ever joined")
         return
     print_table(
-        ("HOST_ID", "HOST_NAME", "GENERATION", "TIMESTAMP", "IO_TIMEOUT", "LOCKSPACE"),
+        ("HOST_ID", "HOST_NAME", "GENERATION", "TIMESTAMP", "IO_TIMEOUT", "LOCKSPACE", "ASKS"),
         [
             (
                 str(record["host_id"]),
@@ -78,6 +80,7 @@ def _print_hosts(leaders: list[dict[str, Any]]) -> None:
                 str(record["timestamp"]) if record["timestamp"] else "0 (free)",
                 str(record["io_timeout"]),
                 record["space_name"],
+                " ".join(map(str, record["bitmap"])) or "-",
             )
             for record in leaders
         ],
@@ -100,6 +103,8 @@ def _print_resource(area: AreaDump, leader: dict[str, Any]) -> None:
         stale = "" if area.owner_note["current"] else " (of an earlier owner)"
         note = ", ".join(f"{key} {value}" for key, value in area.owner_note.items() if key != "current")
         print(f"  owner note{stale}: {safe(note)}")
+    if area.lvb is not None:
+        print(f"  lock value block {area.lvb}")
     if area.dblocks:
         print_table(
             ("HOST_ID", "LVER", "MBAL", "BAL", "INP", "INP2", "INP3", "FLAGS"),
@@ -111,6 +116,15 @@ def _print_resource(area: AreaDump, leader: dict[str, Any]) -> None:
                 )
                 for dblock in area.dblocks
             ],
+        )
+
+
+def _print_rindex(index: dict[str, Any]) -> None:
+    print(f"  resource index of lockspace {safe(index['space_name'])}, room for {index['max_resources']}")
+    if index["entries"]:
+        print_table(
+            ("ENTRY", "OFFSET", "RESOURCE"),
+            [(str(entry["entry"]), str(entry["offset"]), entry["name"]) for entry in index["entries"]],
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmlockctl.ondisk.leader import new_delta, new_paxos
+from vmlockctl.ondisk.leader import PAXOS_CLEARED_MAGIC, Leader, new_delta, new_paxos
 from vmlockctl.ondisk.request import Request
 
 TYPE_CHECKING = False
@@ -31,3 +31,9 @@ def resource_area(geometry: Geometry, *, space_name: str, resource_name: str, nu
     leader = new_paxos(geometry, space_name=space_name, resource_name=resource_name, num_hosts=num_hosts)
     head = leader.sector(geometry.sector_size) + Request().to_bytes().ljust(geometry.sector_size, b"\0")
     return head.ljust(geometry.align_size, b"\0")
+
+
+def cleared_leader(geometry: Geometry, *, space_name: str, resource_name: str, timestamp: int) -> Leader:
+    """The leader of a resource that was taken away: no reader takes it for a lease (section 2.2)."""
+    leader = new_paxos(geometry, space_name=space_name, resource_name=resource_name)
+    return leader._replace(magic=PAXOS_CLEARED_MAGIC, write_timestamp=timestamp).sealed()

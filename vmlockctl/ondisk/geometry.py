@@ -32,6 +32,7 @@ _MAX_HOSTS = {
 
 LEADER_SECTOR = 0
 REQUEST_SECTOR = 1
+LVB_SECTOR = 2002  # fixed, whatever the geometry (section 2.6)
 PROBE_SIZE = 4096  # read at the start of an area whose sizes are not known yet
 NOTE_SIZE = 4096  # the last bytes of a paxos lease area, used by no sanlock record in any geometry
 
@@ -67,6 +68,14 @@ class Geometry(NamedTuple):
     def ballot_sectors(self, num_hosts: int) -> int:
         """Sectors that a ballot reads: a power of two that holds every dblock (section 4.2)."""
         return int(min(self.sectors, 1 << (num_hosts + 1).bit_length()))
+
+    @property
+    def lvb_sector(self) -> Optional[int]:
+        """The sector of the lock value block; None where it would lie in another lease (12.2-d).
+
+        It is after the last dblock and before the owner note in both geometries that have room for it.
+        """
+        return LVB_SECTOR if self.sectors > LVB_SECTOR else None
 
     def note_sectors(self) -> tuple[int, int]:
         """First sector and count of the owner note."""

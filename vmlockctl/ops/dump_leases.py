@@ -24,6 +24,7 @@ from vmlockctl.ondisk.leader import (
     verify_paxos,
 )
 from vmlockctl.ondisk.request import REQUEST, REQUEST_MAGIC, Request, verify_request
+from vmlockctl.ops.dump_rindex import is_rindex, rindex_dict, rindex_geometry
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, split_colons
 from vmlockctl.storage.reader import read_pieces
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 LOCKSPACE = "lockspace"
 RESOURCE = "resource"
 CLEARED = "cleared"
+RINDEX = "rindex"
 UNKNOWN = "unknown"
 
 _KINDS = {DELTA_MAGIC: LOCKSPACE, PAXOS_MAGIC: RESOURCE, PAXOS_CLEARED_MAGIC: CLEARED}
@@ -63,14 +65,18 @@ class AreaDump(NamedTuple):
     dblocks: Optional[list[dict[str, Any]]]
     owner_note: Optional[dict[str, Any]]
     damage: list[dict[str, Any]]
+    lvb: Optional[str] = None  # hex, without the zeros behind it; None where it is all zeros, or not there
+    rindex: Optional[dict[str, Any]] = None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that this kind of area has."""
         keep = {"path", "offset", "kind", "sector_size", "align_size", "damage"}
         if self.kind == LOCKSPACE:
             keep |= {"leaders"}
+        elif self.kind == RINDEX:
+            keep |= {"rindex"}
         elif self.kind != UNKNOWN:
-            keep |= {"leader", "request", "dblocks", "owner_note"}
+            keep |= {"leader", "request", "dblocks", "owner_note", "lvb"}
         return {field: value for field, value in self._asdict().items() if field in keep}
 
 
@@ -160,6 +166,8 @@ def _head_size(geometry: Geometry, hosts: int) -> int:
 
 def _guess_geometry(head: bytes) -> Optional[Geometry]:
     """The sizes that a first record states, or that the second sector betrays where it is damaged."""
+    if is_rindex(head):
+        return rindex_geometry(head)
     if len(head) >= 200 and int.from_bytes(head[:4], "little") in _KINDS:
         try:
             return Leader.from_bytes(head).geometry
@@ -192,6 +200,9 @@ def _dump_area(
     magic = int.from_bytes(head[:4], "little")
     geometry = _guess_geometry(head)
     kind = _KINDS.get(magic) or _kind_of_damaged(head)
+    if geometry is not None and is_rindex(head):
+        image = _read(place, worker, offset, geometry.align_size)
+        return _dump_rindex(place, offset, geometry, image), geometry
     if geometry is None or kind == UNKNOWN:
         return _unknown(place, offset, head), None
     if kind == LOCKSPACE:
@@ -200,10 +211,26 @@ def _dump_area(
     wanted = geometry.align_size if all_blocks else _head_size(geometry, hosts)
     if len(head) < wanted:
         head = _read(place, worker, offset, wanted)
-    note = b""
+    note, lvb = b"", b""
     if Leader.from_bytes(head).lver:
-        note = _read(place, worker, offset + geometry.align_size - NOTE_SIZE, NOTE_SIZE)
-    return _dump_resource(place, offset, kind, geometry, head, note), geometry
+        # The value block, where there is one, and the note are the last things of an area: one read.
+        last = geometry.lvb_sector or geometry.note_sectors()[0]
+        start = last * geometry.sector_size // PROBE_SIZE * PROBE_SIZE
+        tail = _read(place, worker, offset + start, geometry.align_size - start)
+        note = tail[-NOTE_SIZE:]
+        if geometry.lvb_sector is not None:
+            lvb = tail[last * geometry.sector_size - start :][: geometry.sector_size]
+    area = _dump_resource(place, offset, kind, geometry, head, note)
+    return area._replace(lvb=lvb.rstrip(b"\0").hex() or None), geometry
+
+
+def _dump_rindex(place: _Place, offset: int, geometry: Geometry, image: bytes) -> AreaDump:
+    index, found = rindex_dict(image, offset)
+    damage = [_damage(at, error) for at, error in found]
+    return AreaDump(
+        place.path, offset, RINDEX, geometry.sector_size, geometry.align_size,
+        None, None, None, None, None, damage, rindex=index,
+    )  # fmt: skip
 
 
 def _read(place: _Place, worker: Worker, offset: int, size: int) -> bytes:
