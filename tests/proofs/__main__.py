@@ -10,7 +10,9 @@ import argparse
 import importlib
 import sys
 
-PROOFS = ("explore", "mutants", "timed", "simulate", "crash", "fuzz", "verdicts", "soak", "fairness")
+PROOFS = (
+    "explore", "mutants", "mutation", "timed", "simulate", "crash", "fuzz", "verdicts", "soak", "fairness",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -46,7 +46,7 @@ SHORT_DEAD = "host dead one tick early"
 
 
 class Case(NamedTuple):
-    """One exploration. ``silences``: how often a holder may fall silent; ``leaves``: it gives back in the end."""
+    """One exploration. ``silences``: how often a holder may fall silent; ``leaves``: it gives it back."""
 
     ticks: int  # D, of one io_timeout
     contenders: int

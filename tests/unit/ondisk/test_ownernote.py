@@ -145,3 +145,19 @@ def test_it_is_current_only_for_the_possession_that_the_leader_names() -> None:
     assert not ownernote.is_current(NOTE, current._replace(owner_generation=3))
     assert not ownernote.is_current(NOTE, current._replace(lver=10))
     assert not ownernote.is_current({}, current)
+
+
+def test_a_text_is_cut_only_where_it_has_to_be() -> None:
+    """The note is full to its last byte before anything is cut; then each text keeps half of the room."""
+    room = NOTE_SIZE - ownernote.HEADER.size
+    fits = {"disk": "x" * (room - len('{"disk": ""}'))}
+    full = ownernote.to_bytes(fits)
+    assert int.from_bytes(full[12:16], "little") == room
+    assert ownernote.from_bytes(full) == fits
+    longer = {"disk": fits["disk"] + "x" * 20, "pid": 4711}
+    assert ownernote.from_bytes(ownernote.to_bytes(longer)) == {"disk": "x" * (room // 2), "pid": 4711}
+    both = {"disk": "y" * room, "vm": "z" * room}
+    assert ownernote.from_bytes(ownernote.to_bytes(both)) == {
+        "disk": "y" * (room // 4),
+        "vm": "z" * (room // 4),
+    }
