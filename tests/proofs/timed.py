@@ -48,29 +48,38 @@ SHORT_DEAD = "host dead one tick early"
 class Case(NamedTuple):
     """One exploration. ``silences``: how often a holder may fall silent; ``leaves``: it gives it back."""
 
-    ticks: int  # D, of one io_timeout
+    ticks: int  # D, of one io_timeout: what the lockspace states
     contenders: int
     watchdog: int
     renewals: int
     silences: int
     leaves: bool
     bounds: str = AT_THE_BOUND
+    pauses: bool = False  # who falls silent was paused, and goes on
+    twins: bool = False  # all have one name, and know of no process of an earlier instance
+    slowest: float = float("inf")  # ticks that an I/O takes at most
+    io_timeouts: tuple[int, ...] = ()  # of each contender, where they differ
 
     def __str__(self) -> str:
         what = ("takeover" if self.silences else "race") + (" and leave" if self.leaves else "")
-        return f"D={self.ticks} {self.contenders} hosts {what}, {self.bounds}"
+        more = (" with a pause" if self.pauses else "") + (" of twins" if self.twins else "")
+        return f"D={self.ticks} {self.contenders} hosts {what}{more}, {self.bounds}"
 
     @property
     def must_be_clean(self) -> bool:
         return self.bounds == AT_THE_BOUND
 
 
-def contender(lockspace: Lockspace, name: str, case: Case) -> Generator[Any, Any, None]:
+def contender(lockspace: Lockspace, name: str, case: Case, io_timeout: int) -> Generator[Any, Any, None]:
     """Join, renew a few times when it is due, and perhaps leave (sections 3.2 to 3.4)."""
-    io_timeout = case.ticks
+    host_name = "twin" if case.twins else name
     try:
         lease = yield from join(
-            lockspace, host_id=HOST_ID, host_name=name, io_timeout=io_timeout, earlier_instance_gone=False
+            lockspace,
+            host_id=HOST_ID,
+            host_name=host_name,
+            io_timeout=io_timeout,
+            earlier_instance_gone=case.twins,
         )
     except HostIdBusy:
         return
@@ -90,34 +99,45 @@ def contender(lockspace: Lockspace, name: str, case: Case) -> Generator[Any, Any
 
 
 @contextmanager
-def bounds_of(case: Case) -> Iterator[int]:
-    """The durations of a case; gives how long a holder may live after the start of its last good renewal."""
+def bounds_of(case: Case) -> Iterator[None]:
+    """The durations of a case."""
     kept = (timeouts.WATCHDOG_FIRE_SECONDS, delta.join_settle_seconds, delta.host_dead_seconds)
     timeouts.WATCHDOG_FIRE_SECONDS = case.watchdog
-    lifetime = timeouts.host_dead_seconds(case.ticks)
     if case.bounds == SHORT_SETTLE:
         delta.join_settle_seconds = lambda io_timeout: timeouts.join_settle_seconds(io_timeout) - 1
     if case.bounds == SHORT_DEAD:
         delta.host_dead_seconds = lambda io_timeout: timeouts.host_dead_seconds(io_timeout) - 1
     try:
-        yield lifetime
+        yield
     finally:
         timeouts.WATCHDOG_FIRE_SECONDS, delta.join_settle_seconds, delta.host_dead_seconds = kept
 
 
-def check(case: Case, told: Callable[[int], None] = lambda states: None) -> Outcome:
-    """Explore one case to its end."""
-    with bounds_of(case) as lifetime:
-        lockspace = Lockspace(Area("/space", 0, DEFAULT_GEOMETRY), SPACE, case.ticks)
-        record = new_delta(DEFAULT_GEOMETRY, space_name=SPACE, io_timeout=case.ticks)
+def check(case: Case, told: Callable[[int], None] = lambda states: None, *, first: bool = False) -> Outcome:
+    """Explore one case to its end, or to the ``first`` violation."""
+    lockspace = Lockspace(Area("/space", 0, DEFAULT_GEOMETRY), SPACE, case.ticks)
+    record = new_delta(DEFAULT_GEOMETRY, space_name=SPACE, io_timeout=case.ticks)
 
-        def player(number: int) -> Player:
-            name = "ABCDEF"[number]
-            return Player(name, lambda: contender(lockspace, name, case), 1000 * (number + 1))
+    def player(number: int) -> Player:
+        name = "ABCDEF"[number]
+        io_timeout = case.io_timeouts[number] if case.io_timeouts else case.ticks
+        return Player(
+            name,
+            lambda: contender(lockspace, name, case, io_timeout),
+            clock=1000 * (number + 1),
+            lifetime=timeouts.id_renewal_fail_seconds(io_timeout) + case.watchdog,
+        )
 
-        players = [player(number) for number in range(case.contenders)]
-        sector = record.sector(DEFAULT_GEOMETRY.sector_size)
-        return World(players, sector, lifetime=lifetime, silences=case.silences).explore(told)
+    world = World(
+        [player(number) for number in range(case.contenders)],
+        record.sector(DEFAULT_GEOMETRY.sector_size),
+        silences=case.silences,
+        pauses=case.pauses,
+        slowest=case.slowest,
+        alike=not case.io_timeouts,
+    )
+    with bounds_of(case):
+        return world.explore(told, first=first)
 
 
 # (D, contenders, watchdog, renewals, silences, leaves). A race: who gets it, and may keep it, and gives it
@@ -128,11 +148,13 @@ FULL = (
     (1, 3, 1, 1, 0, False),
     (2, 3, 1, 1, 0, False),
     (1, 3, 1, 1, 1, False),
+    (1, 2, 1, 3, 1, False, AT_THE_BOUND, True),
 )
 SLICE = (
     *((ticks, 2, 1, 1, 0, True) for ticks in (1, 2, 3)),
     *((ticks, 2, 1, 1, 1, False) for ticks in (1, 2, 3)),
     (1, 3, 1, 1, 0, False),
+    (1, 2, 1, 3, 1, False, AT_THE_BOUND, True),
 )
 SMOKE = ((1, 2, 1, 1, 0, False), (1, 2, 1, 1, 1, False))
 

@@ -11,7 +11,8 @@ part of it, so every start offset is explored.
                     at least its length
     A holder        lives up to and including ``lifetime`` ticks after the start of its last good renewal, the
                     whole host is gone then, with whatever it had in flight; it may fall silent at any moment
-                    before
+                    before. Where ``pauses``, it stands still between two renewals instead, clock and all, and
+                    goes on when another has its host id (faults.md finding 1)
 
 A reading of the clock gives a number that the host has not given before: timestamps are compared for equality
 only (sanlock-format.md 3.5).
@@ -56,9 +57,10 @@ class Outcome(NamedTuple):
 
 
 # How far a contender is with what it asked for. GONE: the whole host, at the end of its lifetime.
-AWAY, ISSUED, LANDED, WAITING, ENDED, SILENT, GONE = range(7)
+AWAY, ISSUED, LANDED, WAITING, ENDED, SILENT, PAUSED, GONE = range(8)
 
 _NEVER = -1
+_STALE = -2  # it was paused past the end of its lifetime, and does not know
 
 
 class _Node(NamedTuple):
@@ -76,7 +78,12 @@ class _Contender(NamedTuple):
     age: int  # ticks since its I/O was issued or its wait began
     seen: int  # the sector that its read saw
     asked: int  # ticks since it last read its clock
-    good: int  # ticks since the start of its last good renewal; _NEVER where it holds nothing
+    good: int  # ticks since the start of its last good renewal; negative where it holds nothing
+
+    @property
+    def lives(self) -> bool:
+        """Whether it rightfully holds the host id."""
+        return self.good >= 0
 
 
 class _Move(NamedTuple):
@@ -95,8 +102,11 @@ _AWAY = _Contender(AWAY, _UNBORN, 0, 0, 0, _NEVER)
 class Player:
     """One contender's generator, as a machine: (node, sector told) -> node."""
 
-    def __init__(self, name: str, make: Callable[[], Generator[Any, Any, None]], clock: int) -> None:
+    def __init__(
+        self, name: str, make: Callable[[], Generator[Any, Any, None]], *, clock: int, lifetime: int
+    ) -> None:
         self.name = name
+        self.lifetime = lifetime
         self._make = make
         self._clock = clock
         self.nodes: list[_Node] = []
@@ -148,20 +158,32 @@ def _image(sector: bytes, step: ReadSectors) -> bytes:
 class World:
     """Explores what a few players can do to one sector."""
 
-    def __init__(self, players: list[Player], sector: bytes, *, lifetime: int, silences: int) -> None:
+    def __init__(
+        self,
+        players: list[Player],
+        sector: bytes,
+        *,
+        silences: int,
+        pauses: bool = False,
+        slowest: float = float("inf"),
+        alike: bool = True,
+    ) -> None:
+        """``slowest``: ticks that an I/O takes at most. ``alike``: the players differ in their names only."""
         self.players = players
-        self.lifetime = lifetime
+        self.pauses = pauses
+        self.slowest = slowest
+        self.alike = alike
         self.sectors = [sector]
         self._numbers = {sector: 0}
         self._pool: dict[_Contender, _Contender] = {}
         self._start = (0, silences, *([_AWAY] * len(players)))
 
-    def explore(self, told: Callable[[int], None] = lambda states: None) -> Outcome:
+    def explore(self, told: Callable[[int], None] = lambda states: None, *, first: bool = False) -> Outcome:
         """Breadth first, so that the first violation is a shortest one. What follows one is not explored."""
         came_from: dict[Any, Any] = {self._start: None}
         level, violations, takeovers = [self._start], 0, 0
-        first: Optional[Violation] = None
-        while level:
+        found: Optional[Violation] = None
+        while level and not (first and found):
             reached = []
             for state in level:
                 moves = 0
@@ -170,16 +192,16 @@ class World:
                     takeovers += move.took_over
                     if move.wrong:
                         violations += 1
-                        first = first or Violation(move.wrong, self._trace(came_from, state, move.action))
+                        found = found or Violation(move.wrong, self._trace(came_from, state, move.action))
                     elif move.after not in came_from:
                         came_from[move.after] = (state, move.action)
                         reached.append(move.after)
                 if not moves and not self._was_granted(state):
                     violations += 1
-                    first = first or Violation("nobody got the host id", self._trace(came_from, state, ""))
+                    found = found or Violation("nobody got the host id", self._trace(came_from, state, ""))
             told(len(level))
             level = reached
-        return Outcome(len(came_from), violations, first, takeovers)
+        return Outcome(len(came_from), violations, found, takeovers)
 
     def _was_granted(self, state: Any) -> bool:
         """Whether somebody was granted it; while some have not started nothing is over."""
@@ -204,10 +226,10 @@ class World:
             return
         late = any(who.age >= self._timeout(i, who) for i, who in enumerate(everybody))
         waited = [who.stage == WAITING and self._is_over(i, who) for i, who in enumerate(everybody)]
-        may_start = True  # they differ in their names only, so they start in order
+        may_start = True
         for i, who in enumerate(everybody):
             if who.stage == AWAY and may_start:
-                may_start = False
+                may_start = not self.alike  # then they start in order
                 yield self._advance(state, i, None, "starts")
             elif who.stage == ISSUED:
                 yield self._land(state, i)
@@ -218,10 +240,15 @@ class World:
                 yield self._advance(state, i, None, "has waited")
             elif who.stage == SILENT and who.seen == _NEVER:
                 yield self._land(state, i)
-            if who.good != _NEVER and who.stage < ENDED and state[1]:
+            elif who.stage == PAUSED and not who.lives and any(other.lives for other in everybody):
+                yield _Move(
+                    f"{self.players[i].name} goes on",
+                    self._with(state, i, who._replace(stage=WAITING, good=_STALE)),
+                )
+            if who.lives and state[1] and who.stage < ENDED and (who.stage == WAITING or not self.pauses):
                 yield self._fall_silent(state, i)
         if not late and not any(waited) and any(who.stage != AWAY for who in everybody):
-            after = (*state[:2], *(self._kept(self._older(who)) for who in everybody))
+            after = (*state[:2], *(self._kept(self._older(i, who)) for i, who in enumerate(everybody)))
             if after != state:
                 yield _Move("tick", after)
 
@@ -233,16 +260,19 @@ class World:
 
     def _timeout(self, i: int, who: _Contender) -> float:
         """Ticks that what it asked for may take."""
-        return self._node(i, who).step.timeout_seconds if who.stage in (ISSUED, LANDED) else float("inf")
+        if who.stage not in (ISSUED, LANDED):
+            return float("inf")
+        return min(self.slowest, self._node(i, who).step.timeout_seconds)
 
     def _is_over(self, i: int, who: _Contender) -> bool:
         step = self._node(i, who).step
         return (who.asked if isinstance(step, Due) else who.age) >= step.seconds
 
-    def _older(self, who: _Contender) -> _Contender:
-        if who.good != _NEVER and who.good >= self.lifetime:
-            return _Contender(GONE, who.node, 0, 0, 0, _NEVER)
-        good = who.good if who.good == _NEVER else who.good + 1
+    def _older(self, i: int, who: _Contender) -> _Contender:
+        if who.good >= self.players[i].lifetime:
+            gone = _Contender(GONE, who.node, 0, 0, 0, _NEVER)
+            return who._replace(good=_NEVER) if who.stage == PAUSED else gone
+        good = who.good + 1 if who.lives else who.good
         if who.stage in (ISSUED, LANDED, WAITING):
             return who._replace(age=who.age + 1, asked=who.asked + 1, good=good)
         return who._replace(good=good)
@@ -264,12 +294,16 @@ class World:
             self.sectors.append(step.data)
         stage = SILENT if who.stage == SILENT else LANDED
         after = self._with((number, *state[1:]), i, who._replace(stage=stage, seen=0))
-        return _Move(f"{name} writes: {step.what}", after)
+        over = who.good == _STALE and any(other.lives for other in state[2:])
+        wrong = f"{name}, which is overdue, writes over the record of a live holder" if over else ""
+        return _Move(f"{name} writes: {step.what}", after, wrong)
 
     def _fall_silent(self, state: Any, i: int) -> _Move:
         who = state[i + 2]
         pending = who.stage == ISSUED and isinstance(self._node(i, who).step, WriteSector)
         quiet = _Contender(SILENT, who.node, 0, _NEVER if pending else 0, 0, who.good)
+        if self.pauses:
+            quiet = who._replace(stage=PAUSED)
         after = self._with((state[0], state[1] - 1, *state[2:]), i, quiet)
         return _Move(f"{self.players[i].name} falls silent", after)
 
@@ -288,10 +322,11 @@ class World:
             elif mark == LEAVING:
                 good = _NEVER
             elif mark == LOST:
-                wrong = wrong or f"{player.name} lost the host id that is rightfully its own"
-            if mark in (CLAIMED, GRANTED) and any(other.good != _NEVER for other in others):
+                wrong = wrong or ("" if good == _STALE else f"{player.name} lost what is rightfully its own")
+                good = _NEVER
+            if mark in (CLAIMED, GRANTED) and any(other.lives for other in others):
                 wrong = wrong or f"{player.name} has {mark} the host id of a live holder"
-            took_over += mark == CLAIMED and any(other.stage == GONE for other in others)
+            took_over += mark == CLAIMED and any(other.stage >= PAUSED for other in others)
         if node.step is None:
             then = _Contender(ENDED, number, 0, 0, 0, good)
         else:
