@@ -92,6 +92,7 @@ def contender(lockspace: Lockspace, name: str, case: Case, io_timeout: int) -> G
         if not case.leaves:
             yield Mark(DONE)
             return
+        yield Due(timeouts.id_renewal_seconds(io_timeout))
         yield Mark(LEAVING)
         yield from leave(lease, expected=[lease.record.to_bytes()])
     except HostLeaseLost:

@@ -320,7 +320,7 @@ class World:
             elif mark in (GRANTED, RENEWED):
                 good = asked
             elif mark == LEAVING:
-                good = _NEVER
+                good = min(good, _NEVER)
             elif mark == LOST:
                 wrong = wrong or ("" if good == _STALE else f"{player.name} lost what is rightfully its own")
                 good = _NEVER
