@@ -81,9 +81,11 @@ def shared_holder_is_alive(row: Observation, generation: int, now: float, *, own
     """Whether a host that marks a lease shared under ``generation`` must be respected (section 4.6).
 
     Alive by default: without data, or with doubt, it is. Only time in which somebody looked counts:
-    from a table that nobody has updated for a while nothing more can be concluded than when it was.
+    from a table that nobody has updated for a while nothing more can be concluded than when it was. And a row
+    of an *earlier* generation says nothing of this one: that host left, or died, and has joined again since
+    we looked. (The spec's rule, and sanlock, take its "free" for this generation's.)
     """
-    if not row.first_check:
+    if row.owner_generation < generation:
         return True
     if row.timestamp == 0 or row.owner_generation > generation:
         return False

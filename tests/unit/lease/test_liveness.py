@@ -125,6 +125,14 @@ def test_shared_holders_are_alive_unless_known_to_be_dead(
     assert shared_holder_is_alive(row, generation, NOW, own_io_timeout=1) == alive
 
 
+@pytest.mark.parametrize("timestamp", [0, 5])
+def test_what_was_seen_of_an_earlier_generation_says_nothing_of_this_one(timestamp: int) -> None:
+    """The host left, or died, and joined again since we looked: its shared mark is a live holder's."""
+    row = seen_silent(2, NOW, 500, generation=3, timestamp=timestamp)
+    assert not shared_holder_is_alive(row, 3, NOW, own_io_timeout=1)
+    assert shared_holder_is_alive(row, 4, NOW, own_io_timeout=1)
+
+
 def test_a_holder_is_not_dead_for_want_of_looking() -> None:
     """Only what was observed counts: 69 s in which our own reads failed prove nothing about it."""
     row = seen_live(2, NOW)  # renewed a moment before our storage hung
