@@ -8,7 +8,7 @@ stricter    we refuse a record that sanlock accepts and misbehaves on (sanlock-f
             generation or lver could not grow any more
 first look  the sizes of a lockspace come from its first record (1.7). ``direct`` says -1 and -22 where the
             daemon, and we, say that its magic (-223) or sector size (-225) is wrong; and it does not judge
-            its version and align size: past these, the verdict on the record that is asked for is the same
+            its version and align size, nor whether it is a resource's: past these, the verdict on the record that is asked for is the same
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vmlockctl.lease.delta import Lockspace, identify_lockspace, read_record
 from vmlockctl.lease.resource import Claimant, Resource, locate
 from vmlockctl.lease.steps import Area, Procedure
 from vmlockctl.ondisk.geometry import Geometry
-from vmlockctl.ondisk.leader import Leader
+from vmlockctl.ondisk.leader import PAXOS_MAGIC, Leader
 from vmlockctl.storage.driver import Driver
 from vmlockctl.units import MIB
 
@@ -216,7 +216,8 @@ def compare(case: Case, path: Path, ours: Verdict, theirs: Verdict) -> str:
     if case.kind == "lockspace" and case.sector == 0:
         if FIRST_LOOK.get(ours.code) == theirs.number:
             return f"first look {ours.code}/{theirs.number}"
-        if ours.code in NOT_JUDGED and past_first_look(case, path) == theirs.number:
+        is_resource = Leader.from_bytes(case.record).magic == PAXOS_MAGIC  # there, direct goes on as well
+        if (ours.code in NOT_JUDGED or is_resource) and past_first_look(case, path) == theirs.number:
             return f"first look {ours.code}"
     return f"DIFFERS: ours {ours.number} {ours.code}, sanlock {theirs.number}"
 
