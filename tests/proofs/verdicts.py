@@ -8,7 +8,8 @@ stricter    we refuse a record that sanlock accepts and misbehaves on (sanlock-f
             generation or lver could not grow any more
 first look  the sizes of a lockspace come from its first record (1.7). ``direct`` says -1 and -22 where the
             daemon, and we, say that its magic (-223) or sector size (-225) is wrong; and it does not judge
-            its version and align size, nor whether it is a resource's: past these, the verdict on the record that is asked for is the same
+            its version and align size, nor whether it is a resource's: past these, the verdict on the
+            record that is asked for is the same
 """
 
 from __future__ import annotations
