@@ -20,7 +20,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="proof", required=True)
     for name in PROOFS:
         module = importlib.import_module(f"tests.proofs.{name}")
-        command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0])
+        command = commands.add_parser(name, help=(module.__doc__ or "").splitlines()[0].replace("%", "%%"))
         module.add_arguments(command)
         command.set_defaults(main=module.main)
     arguments = parser.parse_args()
