@@ -2,9 +2,14 @@
 
 The faults are set through a socket beside the mount, so that they can be lifted while the mount hangs:
 
-    eio, enospc   the operation fails with that error
+    eio, enospc, edquot, erofs, estale, enotconn, ebadf, eintr
+                  the operation fails with that error
     lose          a write is acknowledged and not done
     slow          it is done, and answered 1.4 s later
+    torn:N        only the first N bytes of a write are done, and it is acknowledged
+    shift         a write lands one sector of 512 bytes further
+    short         half of what was asked for is read or written
+    stale         a read returns what was there when the fault began
     hang          nothing is answered until the fault is lifted; then the operation happens, late
 
 What the mount shows is the backing directory, where a second "host" can work undisturbed. The other
@@ -21,7 +26,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from tests.support import programs, waiting
 
@@ -36,15 +41,30 @@ class FaultyMount:
 
     def __init__(self, backing: Path, mountpoint: Path, control: Path) -> None:
         self.backing, self.path, self._control = backing, mountpoint, control
+        self.start()
+
+    def start(self) -> None:
+        """Mount and serve."""
         self._server = programs.Child(
-            [sys.executable, str(SERVER), str(backing), str(mountpoint), str(control)]
+            [sys.executable, str(SERVER), str(self.backing), str(self.path), str(self._control)]
         )
 
         def mounted() -> bool:
             assert self._server.running, "the file system did not start"
-            return os.path.ismount(mountpoint) and control.exists()
+            return os.path.ismount(self.path) and self._control.exists()
 
         waiting.wait_for("the FUSE mount", mounted, within=10)
+
+    def die(self) -> None:
+        """Kill the server: every operation on the mount fails with ENOTCONN."""
+        self._server.kill()
+
+    def restart(self, backing: Optional[Path] = None) -> None:
+        """Mount anew at the same place, over the same backing directory or another."""
+        self.close()
+        self._control.unlink()
+        self.backing = backing or self.backing
+        self.start()
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as connection:

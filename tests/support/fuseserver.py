@@ -5,6 +5,7 @@ Files are opened with FOPEN_DIRECT_IO, so O_DIRECT works and no page cache hides
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,21 +20,40 @@ from typing import Any, Optional
 from mfusepy import FUSE, Operations
 
 SLOW_SECONDS = 1.4  # more than the io_timeout of the tests
-ERRORS = {"eio": errno.EIO, "enospc": errno.ENOSPC}
+ERRORS = {name.lower(): getattr(errno, name) for name in (
+    "EIO", "ENOSPC", "EDQUOT", "EROFS", "ESTALE", "ENOTCONN", "EBADF", "EINTR",
+)}  # fmt: skip
+SECTOR = 512
 
 
 class Faults:
     """The present fault, and who waits in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, backing: str) -> None:
+        self._backing = backing
         self._changed = threading.Condition()
         self._fault: Optional[dict[str, Any]] = None
+        self._old: dict[str, bytes] = {}
         self.hits = self.hung = 0
 
     def set(self, fault: Optional[dict[str, Any]]) -> None:
         with self._changed:
             self._fault, self.hits = fault, 0
+            self._old = self._contents() if fault is not None and fault["action"] == "stale" else {}
             self._changed.notify_all()
+
+    def _contents(self) -> dict[str, bytes]:
+        found = {}
+        for directory, _, names in os.walk(self._backing):
+            for name in names:
+                path = os.path.join(directory, name)
+                with open(path, "rb") as file:
+                    found[path[len(self._backing) :]] = file.read()
+        return found
+
+    def old(self, path: str, offset: int, size: int) -> bytes:
+        """What was there when the fault "stale" began."""
+        return self._old.get(path, b"")[offset : offset + size]
 
     def _meets(self, operation: str, path: str) -> Optional[str]:
         fault = self._fault
@@ -88,14 +108,23 @@ class Passthrough(Operations):  # type: ignore[misc]  # mfusepy has no types
         return self._backing + path
 
     def getattr(self, path: str, fh: Any = None) -> dict[str, Any]:
-        found = os.lstat(self._real("getattr", path))
+        return self._attributes(self._real("getattr", path))
+
+    @staticmethod
+    def _attributes(path: str) -> dict[str, Any]:
+        found = os.lstat(path)
         attributes = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
         for clock in ("st_atime", "st_mtime", "st_ctime"):
             attributes[clock] = attributes[f"{clock}_ns"]
         return attributes
 
-    def readdir(self, path: str, fh: Any) -> list[str]:
-        return [".", "..", *os.listdir(self._real("readdir", path))]
+    def readdir(self, path: str, fh: Any) -> list[tuple[str, dict[str, Any], int]]:
+        real = self._real("readdir", path)
+        entries = []
+        for name in [".", "..", *os.listdir(real)]:
+            with contextlib.suppress(FileNotFoundError):
+                entries.append((name, self._attributes(os.path.join(real, name)), 0))
+        return entries
 
     def open(self, path: str, fi: Any) -> int:
         fi.fh = os.open(self._real("open", path), fi.flags & ~(os.O_DIRECT | os.O_CREAT | os.O_EXCL))
@@ -108,13 +137,22 @@ class Passthrough(Operations):  # type: ignore[misc]  # mfusepy has no types
         return 0
 
     def read(self, path: str, size: int, offset: int, fi: Any) -> bytes:
-        self._faults.meet("read", path)
-        return os.pread(fi.fh, size, offset)
+        action = self._faults.meet("read", path)
+        if action == "stale":
+            return self._faults.old(path, offset, size)
+        return os.pread(fi.fh, size // 2 if action == "short" else size, offset)
 
     def write(self, path: str, data: bytes, offset: int, fi: Any) -> int:
-        if self._faults.meet("write", path) == "lose":
-            return len(data)
-        return os.pwrite(fi.fh, data, offset)
+        action = self._faults.meet("write", path) or ""
+        if action.startswith("torn:"):
+            os.pwrite(fi.fh, data[: int(action[5:])], offset)
+        elif action == "shift":
+            os.pwrite(fi.fh, data, offset + SECTOR)
+        elif action == "short":
+            return os.pwrite(fi.fh, data[: len(data) // 2], offset)
+        elif action != "lose":
+            os.pwrite(fi.fh, data, offset)
+        return len(data)
 
     def fsync(self, path: str, datasync: int, fi: Any) -> int:
         self._faults.meet("fsync", path)
@@ -184,12 +222,13 @@ class Passthrough(Operations):  # type: ignore[misc]  # mfusepy has no types
 
 def serve(backing: str, mountpoint: str, control: str) -> None:
     """Mount and answer the kernel until unmounted or killed."""
-    faults = Faults()
+    faults = Faults(backing)
     threading.Thread(target=serve_control, args=(control, faults), daemon=True).start()
     # Nothing is remembered by the kernel: what the other side of the backing directory does is seen at once.
+    # A file has the inode number that it has there, also after a new mount.
     FUSE(
         Passthrough(backing, faults), mountpoint, raw_fi=True, foreground=True, attr_timeout=0,
-        entry_timeout=0, fsname="faulty",
+        entry_timeout=0, fsname="faulty", use_ino=True,
     )  # fmt: skip
 
 

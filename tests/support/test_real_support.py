@@ -172,6 +172,38 @@ def test_a_faulty_mount_fails_and_loses_writes(faulty: FaultyMount) -> None:
     assert read_direct(faulty.path / "f", 0, 512) == bytes(512)
 
 
+def test_a_faulty_mount_tears_shifts_shortens_and_ages(faulty: FaultyMount) -> None:
+    path = faulty.path / "f"
+    path.write_bytes(bytes(4096))
+    faulty.fail("torn:100", operations=("write",))
+    write_direct(path, 0, b"x" * 512)
+    faulty.heal()
+    assert read_direct(path, 0, 512) == b"x" * 100 + bytes(412)
+    faulty.fail("shift", operations=("write",))
+    write_direct(path, 0, b"y" * 512)
+    faulty.heal()
+    assert read_direct(path, 0, 1024) == b"x" * 100 + bytes(412) + b"y" * 512
+    faulty.fail("short")
+    with pytest.raises(AssertionError):
+        write_direct(path, 0, b"z" * 512)
+    faulty.fail("stale")
+    write_direct(path, 0, b"new" + bytes(509))
+    assert read_direct(path, 0, 3) == b"zzz"
+    faulty.heal()
+    assert read_direct(path, 0, 3) == b"new"
+
+
+def test_a_faulty_mount_dies_and_comes_back(faulty: FaultyMount) -> None:
+    (faulty.path / "f").write_bytes(bytes(4096))
+    inode = (faulty.path / "f").stat().st_ino
+    faulty.die()
+    with pytest.raises(OSError, match="Errno") as raised:
+        read_direct(faulty.path / "f", 0, 512)
+    assert raised.value.errno == errno.ENOTCONN
+    faulty.restart()
+    assert (faulty.path / "f").stat().st_ino == inode
+
+
 WRITER = """
 import sys
 sys.path.insert(0, sys.argv[1])
