@@ -138,7 +138,7 @@ class EmbeddedManager:
             self._store.write(claim)
             return self._acquire_claimed(state, claim, existing, expect_lver), self._undo
         finally:
-            with_lock.release(unlink=self._store.read(want.resource) is None)
+            self._unlock(with_lock, want.resource)
 
     def _acquire_claimed(
         self, state: HostState, claim: Claim, existing: Optional[Claim], expect_lver: Optional[int]
@@ -318,7 +318,7 @@ class EmbeddedManager:
                 self._store.write(claim._replace(mode=SHARED))
             return claim.lver
         finally:
-            lock.release()
+            self._unlock(lock, resource)
             self._driver.close()
 
     def _undo_conversion(self, grant: Grant, _process: Process) -> None:
@@ -377,7 +377,7 @@ class EmbeddedManager:
                 return
             self._release_claim(state, claim)
         finally:
-            lock.release(unlink=self._store.read(resource) is None)
+            self._unlock(lock, resource)
             self._driver.close()
 
     def release_unclaimed(self, want: Want) -> None:
@@ -406,7 +406,7 @@ class EmbeddedManager:
             confirm_released(self._driver, claimant, unclaimed)
             self._store.remove(want.resource)
         finally:
-            lock.release(unlink=self._store.read(want.resource) is None)
+            self._unlock(lock, want.resource)
             self._driver.close()
 
     def _release_claim(self, state: HostState, claim: Claim) -> None:
@@ -432,6 +432,16 @@ class EmbeddedManager:
                 hint="try again; if it lasts, the storage hangs: see 'vmlockctl status'",
             )
         return lock
+
+    def _unlock(self, lock: FileLock, resource: str) -> None:
+        """Let go of a claim, unless an I/O of ours on its lease is still on its way.
+
+        A timed-out write may still land (design rule 4): the lock stays until this process has ended,
+        and the thread that hangs delays that until the I/O is over (``storage/worker.py``).
+        """
+        claim = self._store.read(resource)
+        if claim is None or not self._driver.hangs(claim.path):
+            lock.release(unlink=claim is None)
 
 
 def _ourselves() -> Process:
