@@ -52,6 +52,7 @@ class Claim(NamedTuple):
     vm: str = ""
     uuid: str = ""
     acquired_at: float = 0.0  # seconds since the epoch, for people
+    file: tuple[int, ...] = ()  # which file the lease was acquired in
 
     @property
     def is_shared(self) -> bool:
@@ -132,6 +133,7 @@ def _claim_from(record: dict[str, Any]) -> Optional[Claim]:
     ):
         return None
     fields = {field: record[field] for field in Claim._fields}
+    fields["file"] = tuple(fields["file"])
     fields["identity"] = None if fields["identity"] is None else Identity(*fields["identity"])
     fields["processes"] = tuple(Process(**process) for process in fields["processes"])
     fields["command"] = None if fields["command"] is None else Process(**fields["command"])

@@ -68,6 +68,7 @@ class HostState(NamedTuple):
     renewed_at: float  # CLOCK_BOOTTIME at the *start* of the last good renewal
     boot_id: str
     problem: str = ""
+    file: tuple[int, ...] = ()  # which file the last good renewal went to
 
     @property
     def lockspace(self) -> Lockspace:
@@ -217,6 +218,7 @@ def _state_from(record: dict[str, Any]) -> Optional[HostState]:
         return None
     fields = {field: record[field] for field in HostState._fields if field != "membership"}
     fields["attempts"] = tuple(fields["attempts"])
+    fields["file"] = tuple(fields["file"])
     state = HostState(membership=membership, **fields)
     if state.state not in (JOINING, LIVE, LOST, LEFT):
         return None

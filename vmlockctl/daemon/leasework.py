@@ -188,6 +188,9 @@ class LeaseWork:
                 raise
         else:
             self._verified_at[claim.resource] = now
+            if claim.file not in ((), self._driver.file_of(claim.path)):
+                # A copy, to the byte: whoever has the old file open may win a ballot there.
+                self._on_lost(claim, f"{claim.path}: another file is there now")
 
     # -- requests ------------------------------------------------------------------------------------
 

@@ -241,12 +241,21 @@ class Renewal:
                 continue
             finally:
                 self._driver.close()  # the next renewal opens by path: a replaced file shows
+            file = self._driver.file_of(state.membership.path)
+            if state.file not in ((), file):
+                # Every byte may be the same: the others look for us in the file that they have open.
+                self.lose(f"{state.membership.path}: another file is there now", kill_at_once=True)
+                return
             self.asked_by = hosts_asking(lease.area, image, lease.host_id) + sorted(bits - others)
             with self._mutex:
                 if self._state is None or self._state.state != LIVE:
                     return  # lost while the write was on its way: it counts for nothing
                 record = lease.record.to_bytes().hex()
-                self._set(self._state._replace(record=record, attempts=(), renewed_at=started, problem=""))
+                self._set(
+                    self._state._replace(
+                        record=record, attempts=(), renewed_at=started, problem="", file=file
+                    )
+                )
             self._observe(image)
             self._on_change()
             delay = max(0.0, started + id_renewal_seconds(state.membership.io_timeout) - clock.boottime())

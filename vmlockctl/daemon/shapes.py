@@ -57,6 +57,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "float": is_number,
     "Optional[str]": lambda value: value is None or is_text(value),
     "tuple[str, ...]": lambda value: isinstance(value, list) and all(map(is_text, value)),
+    "tuple[int, ...]": lambda value: isinstance(value, list) and all(map(is_whole, value)),
 }
 
 

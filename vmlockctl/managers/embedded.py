@@ -160,7 +160,8 @@ class EmbeddedManager:
             if self._driver.write_count == writes_before or self._retracted(claim, claimant, error):
                 self._forget(claim, existing)
             raise
-        claim = claim._replace(state=HELD, lver=held.leader.lver, command=None)
+        file = self._driver.file_of(claim.path)
+        claim = claim._replace(state=HELD, lver=held.leader.lver, command=None, file=file)
         self._store.write(claim)
         self._write_note(claimant, held, claim)
         return _grant(claim)

@@ -126,16 +126,21 @@ def init_lockspace(
 
 
 def _geometry_for(path: str, options: Format) -> Geometry:
-    """Sanlock's defaults: 512 on a file; on a block device its logical sector size."""
-    sector_size = options.sector_size
-    if sector_size is None:
-        sector_size = 512
-        if _is_block(path):
-            with open(
-                f"/sys/dev/block/{_device_number(path)}/queue/logical_block_size", encoding="ascii"
-            ) as file:
-                sector_size = int(file.read())
+    """Sanlock's defaults: 512 on a file; on a block device its logical sector size, and never less."""
+    smallest = _logical_block_size(path) if _is_block(path) else 512
+    sector_size = options.sector_size or smallest
+    if sector_size < smallest:
+        raise UsageError(
+            f"{path}: a sector size of {sector_size} bytes is too small for this device, "
+            f"expected {smallest}: one write would hit the records of several hosts"
+        )
     return choose(sector_size, options.align_size)
+
+
+def _logical_block_size(path: str) -> int:
+    device = _device_number(path)
+    with open(f"/sys/dev/block/{device}/queue/logical_block_size", encoding="ascii") as file:
+        return int(file.read())
 
 
 def _is_block(path: str) -> bool:

@@ -67,6 +67,17 @@ def _no_lease_area(path: str, mode: int) -> OnDiskError:
     return OnDiskError(f"{path}: not a lease area", found=found, expected="a file or a block device")
 
 
+def file_identity(fd: int) -> tuple[int, int, int]:
+    """Which file this is, whatever path led to it: file system and inode, or a device number.
+
+    The file system's own id and not ``st_dev``: a new mount of the same one has another number.
+    """
+    found = os.fstat(fd)
+    if stat.S_ISBLK(found.st_mode):
+        return (0, 0, found.st_rdev)
+    return (os.fstatvfs(fd).f_fsid, found.st_ino, 0)
+
+
 def read_exact(fd: int, path: str, offset: int, size: int, buffer: Buffer) -> bytes:
     """Read exactly ``size`` bytes or raise."""
     try:

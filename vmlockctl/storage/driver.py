@@ -11,7 +11,7 @@ import os
 
 from vmlockctl import clock
 from vmlockctl.lease.steps import Clock, Journal, Random, ReadSectors, Wait, WriteSector
-from vmlockctl.storage.device import open_direct, read_exact, write_exact
+from vmlockctl.storage.device import file_identity, open_direct, read_exact, write_exact
 from vmlockctl.storage.worker import Worker
 
 TYPE_CHECKING = False
@@ -54,6 +54,7 @@ class Driver:
         self._on_wait = on_wait
         self._workers: dict[str, Worker] = {}
         self._descriptors: dict[str, int] = {}
+        self._files: dict[str, tuple[int, int, int]] = {}
 
     def run(self, procedure: Procedure[T]) -> T:
         """Run a procedure to its end and return its result; raise what it raises."""
@@ -87,6 +88,10 @@ class Driver:
         """Whether an I/O on a path passed its deadline and has not come back: it may still happen."""
         worker = self._workers.get(path)
         return worker is not None and worker.hangs
+
+    def file_of(self, path: str) -> tuple[int, ...]:
+        """Which file the last I/O on a path went to, closed since or not; () before the first."""
+        return self._files.get(path, ())
 
     def __enter__(self) -> Driver:
         return self
@@ -159,5 +164,7 @@ class Driver:
         """Called in the worker's thread: even an open may hang."""
         fd = self._descriptors.get(path)
         if fd is None:
-            fd = self._descriptors[path] = open_direct(path, writable=self._writable)
+            fd = open_direct(path, writable=self._writable)
+            self._descriptors[path] = fd
+            self._files[path] = file_identity(fd)
         return fd

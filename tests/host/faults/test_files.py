@@ -172,7 +172,7 @@ def test_files_that_grow_are_the_same_files(host: VmHost, holder: Child, lease_d
 
 
 def test_areas_of_512_bytes_on_a_device_of_4096_are_refused(host_alone: VmHost, tmp_path: Path) -> None:
-    """One sector of such a device holds the records of eight hosts: no write of one leaves the others alone."""
+    """One sector there holds the records of eight hosts: no write of one leaves the others alone."""
     image = tmp_path / "lun"
     image.write_bytes(bytes(8 << 20))
     with filesystems.loop_device(image, sector_size=512) as device:
