@@ -251,6 +251,8 @@ class Scenario:
         if not world.is_calm():
             world.checker.violate("stuck: the hosts do not come to rest")
             return
+        while any(machine.claims for machine in world.machines) and not self._clockwork.stopped:
+            self._pass_time(longest / 4.0)  # until the last VM has ended by itself
         for machine in world.machines:
             for number in range(len(world.resources)):
                 self._must_acquire(machine, number, 2.0 * longest)
