@@ -43,7 +43,8 @@ class Figures:
         self.years = self.skipped = 0.0
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.violating: list[Result] = []
+        self.violating: list[Result] = []  # two owners, or a lost update
+        self.stuck: list[Result] = []  # an end at which a host could not acquire, or did not come to rest
 
     def add(self, result: Result) -> None:
         self.worlds += 1
@@ -54,14 +55,14 @@ class Figures:
         self.counts += result.counts
         self.faults += result.faults
         if result.violations:
-            self.violating.append(result)
+            (self.stuck if result.violations[0].text.startswith("stuck") else self.violating).append(result)
 
     def __str__(self) -> str:
         counts = self.counts
         return (
             f"{self.years:.2f} host-years ({self.skipped:.2f} of them skipped while nothing but renewals lay "
-            f"ahead), {self.acquisitions} acquisitions, {len(self.violating)} worlds of {self.worlds} with a "
-            f"violation, {counts['crashes']} crashes, {counts['resets']} resets by the watchdog, "
+            f"ahead), {self.acquisitions} acquisitions, {len(self.violating)} worlds of {self.worlds} with two "
+            f"owners, {len(self.stuck)} not at rest at their end, {counts['crashes']} crashes, {counts['resets']} resets by the watchdog, "
             f"{counts['pauses'] + counts['freezes']} pauses, {sum(self.faults.values())} I/O faults, "
             f"{counts['expiries']} expiries, {self.events} events"
         )

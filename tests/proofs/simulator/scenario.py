@@ -242,7 +242,7 @@ class Scenario:
         for clone in world.clones:
             if clone.powered:
                 clone.crash("switched off")
-        for _ in range(60):
+        for _ in range(1000):  # an I/O that hangs may do so for hours, and a VM may run as long
             if self._clockwork.stopped or world.is_calm():
                 break
             self._pass_time(longest / 4.0)
