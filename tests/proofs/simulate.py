@@ -61,10 +61,10 @@ class Figures:
         counts = self.counts
         return (
             f"{self.years:.2f} host-years ({self.skipped:.2f} of them skipped while nothing but renewals lay "
-            f"ahead), {self.acquisitions} acquisitions, {len(self.violating)} worlds of {self.worlds} with two "
-            f"owners, {len(self.stuck)} not at rest at their end, {counts['crashes']} crashes, {counts['resets']} resets by the watchdog, "
-            f"{counts['pauses'] + counts['freezes']} pauses, {sum(self.faults.values())} I/O faults, "
-            f"{counts['expiries']} expiries, {self.events} events"
+            f"ahead), {self.acquisitions} acquisitions, {len(self.violating)} worlds of {self.worlds} with "
+            f"two owners, {len(self.stuck)} not at rest at their end, {counts['crashes']} crashes, "
+            f"{counts['resets']} resets by the watchdog, {counts['pauses'] + counts['freezes']} pauses, "
+            f"{sum(self.faults.values())} I/O faults, {counts['expiries']} expiries, {self.events} events"
         )
 
 

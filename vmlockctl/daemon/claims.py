@@ -128,6 +128,7 @@ def _claim_to(claim: Claim) -> dict[str, Any]:
 
 
 def _claim_from(record: dict[str, Any]) -> Optional[Claim]:
+    record = {"file": [], **record}  # an earlier version did not write it
     if not fits(record, Claim, apart_from=_PARTS) or not all(
         _fits_part(part, record[part]) for part in _PARTS
     ):

@@ -213,6 +213,7 @@ def _state_to(state: HostState) -> dict[str, Any]:
 
 
 def _state_from(record: dict[str, Any]) -> Optional[HostState]:
+    record = {"file": [], **record}  # an earlier version did not write it
     membership = membership_from(record)
     if membership is None or not fits({**record, "membership": None}, HostState, apart_from=("membership",)):
         return None
