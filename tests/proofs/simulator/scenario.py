@@ -242,7 +242,7 @@ class Scenario:
         for clone in world.clones:
             if clone.powered:
                 clone.crash("switched off")
-        for _ in range(1000):  # an I/O that hangs may do so for hours, and a VM may run as long
+        for _ in range(60):
             if self._clockwork.stopped or world.is_calm():
                 break
             self._pass_time(longest / 4.0)
@@ -251,8 +251,10 @@ class Scenario:
         if not world.is_calm():
             world.checker.violate("stuck: the hosts do not come to rest")
             return
-        while any(machine.claims for machine in world.machines) and not self._clockwork.stopped:
-            self._pass_time(longest / 4.0)  # until the last VM has ended by itself
+        for _ in range(200):  # the last VMs end by themselves
+            if self._clockwork.stopped or not any(machine.claims for machine in world.machines):
+                break
+            self._pass_time(longest / 4.0)
         for machine in world.machines:
             for number in range(len(world.resources)):
                 self._must_acquire(machine, number, 2.0 * longest)
