@@ -221,7 +221,8 @@ ACTIONS: dict[str, dict[str, Callable[[Memory, Scene], None]]] = {
         "release-shared": _on_resource(lambda s: release(s.claimant, LEASE, lver=1, shared=True)),
         "to-shared": _on_resource(lambda s: to_shared(s.claimant, LEASE, lver=1)),
         "retract": _on_resource(lambda s: retract(s.claimant, LEASE)),
-        "verify": _on_resource(lambda s: verify_held(s.claimant, LEASE, lver=1), may_write=_write_nothing),
+        # It puts a leader right that went back: by the rules of every write of a leader.
+        "verify": _on_resource(lambda s: verify_held(s.claimant, LEASE, lver=1), may_write=_write_resource),
         "verify-shared": _on_resource(
             lambda s: verify_held(s.claimant, LEASE, lver=1, shared=True), may_write=_write_nothing
         ),
