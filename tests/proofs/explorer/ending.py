@@ -59,7 +59,7 @@ class Endings:
             if node.kind == START:
                 node = programs.begin(node, view)
                 continue
-            ios += 1
+            ios += not node.partly
             if node.kind == READ:
                 node = programs.reads(node, memory)
                 continue

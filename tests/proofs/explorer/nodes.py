@@ -23,7 +23,7 @@ START, READ, WRITE, DONE, WRONG = range(5)  # kinds of node
 View = tuple[tuple[int, bool], ...]  # of each host: its generation, and whether it was seen to be dead
 ERRORS = {"error": StorageError("Input/output error"), "timeout": IoTimeout("no answer from the storage")}
 
-_SPARE = 4  # suspended procedures that are kept at a node, so that few have to be replayed
+_SPARE = 2  # suspended procedures that are kept at a node, so that few have to be replayed
 
 
 class Phase(NamedTuple):
@@ -44,8 +44,8 @@ class Node:
     """One suspended procedure of one host."""
 
     __slots__ = (
-        "after", "becomes", "content", "failed", "host_id", "kind", "local", "looked", "number", "parent",
-        "partly", "phase", "place", "result", "slot", "slots", "suspended", "told", "what", "wrote",
+        "after", "becomes", "content", "failed", "host_id", "kind", "lands", "local", "looked", "number",
+        "parent", "partly", "phase", "place", "result", "slot", "slots", "suspended", "told", "what", "wrote",
     )  # fmt: skip
 
     def __init__(self, host_id: int, phase: Phase, kind: int) -> None:
@@ -68,6 +68,7 @@ class Node:
         self.told: dict[int, Node] = {}  # memory -> what follows when the read sees it
         # What follows, by what was looked at: numbers in ``slots`` -> their contents -> node.
         self.looked: dict[tuple[int, ...], dict[tuple[int, ...], Node]] = {}
+        self.lands: dict[int, int] = {}  # memory -> the memory after the write
         self.after: Optional[Node] = None  # what follows when the write is acknowledged
         self.failed: dict[str, Node] = {}
 

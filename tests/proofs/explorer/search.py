@@ -113,6 +113,8 @@ class _Search:
                 if not moves or world.is_final(state):
                     self._end(state)
             except Violated as violated:
+                if world.scene.finds not in (None, violated.kind):
+                    continue
                 violation = self._violation(violated, path)
                 break
             moves_made += len(moves)

@@ -88,7 +88,6 @@ class World:
         self._rest_numbers: dict[Rest, int] = {}
         self._idle: list[frozenset[int]] = []
         self._changes: dict[Any, int] = {}
-        self._landed: dict[tuple[int, int, int], int] = {}
 
     def initial(self) -> State:
         scene = self.scene
@@ -155,7 +154,12 @@ class World:
 
     def _write(self, moves: list[Move], state: State, host_id: int, node: Node, rest: Rest) -> None:
         code = STEP + host_id
-        landed = self._lands(state, node.slot, node.content, host_id)
+        memory = node.lands.get(state[0])
+        if memory is None:
+            memory = node.lands[state[0]] = self.memory.written(state[0], node.slot, node.content)
+            if node.slot == host_id and self.scene.quarantine:
+                self._only_forward(state[0], memory, host_id)
+        landed = (memory, *state[1:])
         child = node.after or self.programs.acknowledged(node)
         moves.append((code, self._enters(landed, host_id, child, code)))
         if rest.errors:
@@ -208,7 +212,8 @@ class World:
             left = rest.in_flight[:number] + rest.in_flight[number + 1 :]
             over = (state[0], self._number(rest._replace(in_flight=left)), *state[2:])
             code = write.host_id + (number << _FLIGHT)
-            moves.append((LAND + code, self._lands(over, write.slot, write.content, 0)))
+            memory = self.memory.written(state[0], write.slot, write.content)
+            moves.append((LAND + code, (memory, *over[1:])))
             if self.scene.quarantine and write.host_id not in rest.crashed:
                 moves.append((DROP + code, over))
         for host_id in rest.crashed:
@@ -217,16 +222,8 @@ class World:
             elif rest.rejoins and not any(write.host_id == host_id for write in rest.in_flight):
                 moves.append((REJOIN + host_id, self._rejoins(state, host_id, rest)))
 
-    def _lands(self, state: State, slot: int, content: int, writer: int) -> State:
-        key = state[0], slot, content
-        memory = self._landed.get(key)
-        if memory is None:
-            memory = self._landed[key] = self.memory.written(*key)
-            if writer and slot == writer:
-                self._only_forward(state[0], memory, writer)
-        return (memory, *state[1:])
-
     def _only_forward(self, before: int, after: int, host_id: int) -> None:
+        """A host's own ballots and versions only grow, where its late writes cannot come between."""
         old, new = (Dblock.from_bytes(self.memory.sector(memory, host_id)) for memory in (before, after))
         if (new.lver, new.mbal) < (old.lver, old.mbal):
             raise Violated("backward", f"host {host_id} wrote {new} over {old}", STEP + host_id)
