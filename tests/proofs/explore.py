@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import time
 from collections.abc import Iterator
-from typing import Optional
+from typing import Any, Optional
 
 from tests.proofs.explorer import SCENES, Result, check, replay
 from tests.proofs.progress import Progress
 
-DEFAULT_STATES = 3_000_000  # of one scene: what fits into memory beside another one
+DEFAULT_STATES = 8_000_000  # of one scene: two at a time fit into 8 GB of memory
+_LOOK_SECONDS = 5.0
+
+# About how many states the larger scenes have, for the ETA and the order: the long ones begin first.
+_SMALL = 100_000
+_SIZES = {"two-all": 1 << 40, "four-1": 1 << 40}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,17 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Explore, print a line for each scene and one of figures; 1 if a scene ends otherwise than it must."""
-    names = arguments.scene or list(SCENES)
+    names, began = list(arguments.scene or SCENES), time.monotonic()
     if arguments.replay is not None:
         choices = [int(choice) for choice in arguments.replay.split(",") if choice]
         print("\n".join(replay(SCENES[names[0]], choices)))
         return 0
-    progress = Progress("explore", len(names))
+    names.sort(key=lambda name: -_SIZES.get(name, _SMALL))
     results: dict[str, Result] = {}
     for name, result in _explored(names, arguments.states, shortest=arguments.shortest, jobs=arguments.jobs):
         results[name] = result
-        progress.add(1, states=sum(r.states for r in results.values()))
-        print(line(name, result))
+        print(line(name, result), flush=True)
     wrong = [name for name, result in results.items() if not as_it_must(name, result)]
     states = sum(result.states for result in results.values())
     finished = sum(result.finished for result in results.values())
@@ -42,21 +47,42 @@ def main(arguments: argparse.Namespace) -> int:
     print(
         f"explore: {states} states of {len(names)} scenes ({finished} to their end), {endings} final states, "
         f"a lone host acquires within {most} I/Os, {len(wrong)} violations or stuck states"
-        f"{': ' + ', '.join(wrong) if wrong else ''}, {progress.elapsed_seconds:.0f} s"
+        f"{': ' + ', '.join(wrong) if wrong else ''}, {time.monotonic() - began:.0f} s"
     )
     return 1 if wrong else 0
 
 
 def _explored(names: list[str], states: int, *, shortest: bool, jobs: int) -> Iterator[tuple[str, Result]]:
     """Each scene in a process of its own: its memory is given back with it."""
-    with multiprocessing.Pool(jobs, maxtasksperchild=1) as pool:
-        tasks = [(name, states, shortest) for name in names]
-        yield from pool.imap_unordered(_explore_one, tasks)
+    visited: Any = multiprocessing.Value("q", 0)
+    progress = Progress("explore", sum(min(states, _SIZES.get(name, _SMALL)) for name in names))
+    with multiprocessing.Pool(jobs, _share, (visited,), maxtasksperchild=1) as pool:
+        results = pool.imap_unordered(_explore_one, [(name, states, shortest) for name in names])
+        left = len(names)
+        while left:
+            try:
+                yield results.next(timeout=_LOOK_SECONDS)
+                left -= 1
+            except multiprocessing.TimeoutError:
+                progress.add(visited.value - progress.done, states=visited.value, scenes_left=left)
+
+
+_visited: Any = None  # of all processes together
+
+
+def _share(visited: Any) -> None:
+    global _visited  # noqa: PLW0603 - a pool's initializer has no other way to hand something over
+    _visited = visited
 
 
 def _explore_one(task: tuple[str, int, bool]) -> tuple[str, Result]:
     name, states, shortest = task
-    return name, check(name, max_states=states, shortest=shortest)
+    return name, check(name, max_states=states, shortest=shortest, report=_report)
+
+
+def _report(states: int) -> None:
+    with _visited.get_lock():
+        _visited.value += states
 
 
 def as_it_must(name: str, result: Result) -> bool:

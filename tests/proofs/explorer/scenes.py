@@ -24,18 +24,38 @@ class Scene(NamedTuple):
 EX, SH = ("EX",), ("SH",)
 
 SCENES: dict[str, Scene] = {
+    # Two hosts, one epoch.
     "two": Scene((EX, EX)),
-    "two-epochs": Scene((EX * 2, EX * 2)),
-    "two-late": Scene((EX, EX), late=1),
-    "two-crash": Scene((EX, EX), crashes=1),
-    "two-retry": Scene((EX, EX), late=1, attempts=2),
     "two-shared": Scene((SH, SH)),
     "two-mixed": Scene((EX, SH)),
+    "two-late": Scene((EX, EX), late=1),
+    "two-crash": Scene((EX, EX), crashes=1),
+    "two-torn": Scene((EX, EX), torn=True),
+    "two-verify": Scene((EX * 2, EX), verify=True),
+    "two-errors": Scene((EX, EX), ballots=2, attempts=2, errors=2),
+    "two-late-twice": Scene((EX, EX), ballots=2, attempts=2, late=2),
+    "two-retry": Scene((EX, EX), late=1, attempts=2),
+    "two-rejoin": Scene((EX, EX), crashes=1, rejoins=1),
+    "shared-late": Scene((SH, EX), ballots=2, late=1),
+    "shared-crash": Scene((SH, EX), ballots=2, crashes=1),
+    # The mode is changed.
     "to-shared": Scene((("EX>SH",), EX)),
+    "to-shared-late": Scene((("EX>SH",), EX), ballots=2, late=1),
     "to-exclusive": Scene((("SH>EX",), EX)),
-    "two-to-exclusive": Scene((("SH>EX",), ("SH>EX",))),
+    "to-exclusive-late": Scene((("SH>EX",), EX), ballots=2, late=1),
+    "to-exclusive-crash": Scene((("SH>EX",), EX), ballots=2, crashes=1),
+    "to-exclusive-shared": Scene((("SH>EX",), SH), ballots=2),
+    "two-to-exclusive": Scene((("SH>EX",), ("SH>EX",)), ballots=2),
+    # Several epochs, and everything at once.
+    "two-epochs": Scene((EX * 2, EX * 2)),
     "two-all": Scene((EX * 2, EX * 2), late=1, crashes=1, attempts=2),
+    # More hosts.
     "three-1": Scene((EX, EX, EX), ballots=1),
+    "three-late": Scene((EX, EX, EX), ballots=1, late=1),
+    "three-crash": Scene((EX, EX, EX), ballots=1, crashes=1),
+    "three-epochs": Scene((EX * 2, EX, EX), ballots=1),
     "three-2": Scene((EX, EX, EX), ballots=2),
     "four-1": Scene((EX, EX, EX, EX), ballots=1),
+    # The rule that is missing here is needed (faults.md finding 3).
+    "no-quarantine": Scene((EX, EX), ballots=2, attempts=2, late=1, quarantine=False, finds="two owners"),
 }

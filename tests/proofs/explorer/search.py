@@ -20,7 +20,7 @@ from tests.proofs.explorer.world import State, Violated, World
 from vmlockctl.lease import paxos
 from vmlockctl.ondisk import checksum, dblock, leader
 
-Report = Callable[[int, float], None]  # states so far, and an estimate of the part that is done
+Report = Callable[[int], None]  # is told of states that were visited since it was last told
 _REPORT_EVERY = 1 << 14
 
 
@@ -60,10 +60,13 @@ def explore(
     merge: bool = True,
     report: Optional[Report] = None,
 ) -> Result:
-    """Follow everything that can happen in a scene, up to the first violation or to ``max_states``."""
+    """Follow everything that can happen in a scene, up to the first violation or to ``max_states``.
+
+    Of a scene that must find one kind of violation the others are ways that are not followed further.
+    """
     with _bounded(scene):
         search = _Search(World(scene, merge=merge), max_states, report)
-        return search.run(breadth_first=shortest)
+        return search.run(breadth_first=shortest or scene.finds is not None)
 
 
 def replay(scene: Scene, choices: Sequence[int]) -> list[str]:
@@ -123,7 +126,7 @@ class _Search:
                     seen.add(following)
                     waiting.append((following, (path, number)))
             if self._report and not visited % _REPORT_EVERY:
-                self._report(visited, visited / (len(seen) or 1))
+                self._report(_REPORT_EVERY)
         return Result(
             states=len(seen),
             finished=not waiting and violation is None,
