@@ -11,12 +11,17 @@ from typing import Any, Optional
 from tests.proofs.explorer import SCENES, Result, check, replay
 from tests.proofs.progress import Progress
 
-DEFAULT_STATES = 8_000_000  # of one scene: two at a time fit into 8 GB of memory
+DEFAULT_STATES = 10_000_000  # of one scene: two at a time fit into 8 GB of memory
 _LOOK_SECONDS = 5.0
 
 # About how many states the larger scenes have, for the ETA and the order: the long ones begin first.
-_SMALL = 100_000
-_SIZES = {"two-all": 1 << 40, "four-1": 1 << 40}
+_SMALL = 150_000
+_MORE = 1 << 40
+_SIZES = {
+    "two-all": _MORE, "four-1": _MORE, "two-retry": 8_000_000, "two-late-twice": 6_500_000,
+    "two-errors": 5_700_000, "two-epochs": 3_100_000, "three-2": 3_200_000, "three-epochs": 1_000_000,
+    "three-late": 830_000, "three-crash": 800_000, "two-rejoin": 740_000, "two-to-exclusive": 500_000,
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

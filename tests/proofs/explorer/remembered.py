@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dis
 import gc
+import sys
 import types
 from collections.abc import Hashable, Set
 from functools import cache
@@ -63,11 +64,13 @@ def _stack(procedure: Any, values: dict[str, Any], inner: Any) -> list[Any]:
     locals_left: dict[int, int] = {}
     for value in values.values():
         locals_left[id(value)] = locals_left.get(id(value), 0) + 1
-    items = []
-    for value in gc.get_referents(procedure):
+    frame, items = procedure.gi_frame, []
+    known = (inner, values, frame.f_globals, frame.f_builtins)
+    # Until Python 3.10 a generator refers to its frame, and the frame to the stack.
+    for value in gc.get_referents(frame if sys.version_info < (3, 11) else procedure):
         if locals_left.get(id(value)):
             locals_left[id(value)] -= 1
-        elif value is not inner and value is not values and type(value) not in _HEADER:
+        elif type(value) not in _HEADER and not any(value is other for other in known):
             items.append(value)
     return items
 
