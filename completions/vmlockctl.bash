@@ -12,6 +12,7 @@ _vmlockctl_options() {
         request)        echo "--force --clear $common" ;;
         run)            echo "--disk --conflict-exit-code --no-auto-disks $leasing $common" ;;
         status)         echo "--watch --observe $common" ;;
+        explain)        echo "--watch --observe $common" ;;
         dump-leases)    echo "--all-blocks $common" ;;
         check-orphans)  echo "--fix --dry-run --yes $common" ;;
         *)              echo "$common" ;;
@@ -19,7 +20,7 @@ _vmlockctl_options() {
 }
 
 _vmlockctl() {
-    local commands="init-lockspace add-host remove-host acquire release request run status dump-leases check-orphans daemon selftest"
+    local commands="init-lockspace add-host remove-host acquire release request run status dump-leases explain check-orphans daemon selftest"
     local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} command="" index
     COMPREPLY=()
 

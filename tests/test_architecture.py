@@ -45,6 +45,7 @@ ONLY_HOMES = {
     "struct": {
         "ondisk",
         "host/imagelocks.py",  # struct flock, as fcntl wants it
+        "host/blockusers.py",  # struct loop_info64, as ioctl gives it
         "host/sanlockd.py",  # the messages of sanlock's socket
     },
     "psutil": {"host"},

@@ -20,6 +20,7 @@ LAZY = {
     "request": "Ask the owner of a disk's lease to let it go.",
     "status": "Hosts, leases, and the VMs behind them.",
     "dump-leases": "Every record of a lease area, decoded.",
+    "explain": "Why a disk is in use and what to do; or what an error means.",
     "check-orphans": "Leases without a process, processes without a lease.",
     "selftest": "Test the locking on your own storage.",
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 
+from vmlockctl import clock
 from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -205,6 +206,11 @@ def belongs_to_us(pid: int) -> bool:
     return True
 
 
+def started_at(start_time: int) -> float:
+    """When a process with this start time (clock ticks after boot) began, in seconds since the epoch."""
+    return clock.wall() - clock.boottime() + start_time / os.sysconf("SC_CLK_TCK")
+
+
 def comm(pid: int) -> str:
     """Read the short name of a process; empty when it is gone."""
     try:
@@ -222,6 +228,14 @@ def cmdline(pid: int) -> list[str]:
     if not content:
         return []
     return [os.fsdecode(argument) for argument in content.removesuffix(b"\0").split(b"\0")]
+
+
+def working_directory(pid: int) -> str:
+    """Where the relative paths of a process begin; "/" where that cannot be told."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return "/"
 
 
 def _is_thread_group_leader(pid: int) -> bool:

@@ -1,0 +1,1 @@
+"""What the messages of sanlock, libvirt, QEMU and vmlockctl mean: a file for each program that says them."""
