@@ -104,7 +104,7 @@ def test_a_damaged_state_is_none(directory: LockspaceDir, fields: dict[str, Any]
     "hosts",
     [..., None, [], "x", {"a": [1] * 8}, {"1": None}, {"1": [1, 7]}, {"1": [1, 7, 990, 5, 10, 1, 1, 1]},
      {"1": [1, 7, 990, "hostA", 10, "x", 1, 1]}, {"0": [1, 7, 990, "hostA", 10, 1, 1, 1]},
-     # Seen to change, or seen at all, after the last look: whoever waits for that to be long ago waits for ever.
+     # Seen to change, or at all, after the last look: whoever waits for that to be long ago waits for ever.
      {"1": [1, 7, 990, "hostA", 10, 4000, 5000, 2**31]}, {"1": [1, 7, 990, "hostA", 10, 5001, 5000, 0]}],
     ids=str,
 )  # fmt: skip
