@@ -238,11 +238,10 @@ def _is_record(text: str) -> bool:
 def _is_observation(item: tuple[str, object]) -> bool:
     """One row of hosts.json: a host id, and what was seen of it; its io_timeout may be out of range."""
     host_id, row = item
-    return (
-        is_host_id(host_id)
-        and fits_row(row, Observation, apart_from=("io_timeout",))
-        and is_whole(row[Observation._fields.index("io_timeout")])
-    )
+    if not is_host_id(host_id) or not fits_row(row, Observation, apart_from=("io_timeout",)):
+        return False
+    seen = Observation(*row)
+    return is_whole(seen.io_timeout) and max(seen.first_check, seen.last_live) <= seen.last_check
 
 
 def membership_to(membership: Membership) -> dict[str, Any]:

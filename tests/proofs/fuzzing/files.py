@@ -44,6 +44,7 @@ from vmlockctl.ops.status import lease_paths, status
 from vmlockctl.specs import Target as LockspaceTarget
 
 _LEASE_NAME = "0123456789abcdef0123456789abcdef"
+_THIS_BOOT = "@this-boot@"  # in a saved case: it is to be read on the boot that replays it
 _FILES = ["host.json", "hosts.json", "bits.json", "claim.json", "membership.json"]
 
 
@@ -55,6 +56,7 @@ class _Host(NamedTuple):
     target: LockspaceTarget
     paths: dict[str, str]
     records: dict[str, Any]
+    templates: dict[str, Any]  # the same without what is different on every machine
 
 
 @cache
@@ -74,12 +76,10 @@ def _host(process_id: int) -> _Host:
     session = Session(run_dir, f"{SPACE}:0:{lockspace}:0")
     directory = session.directory_of(membership).create()
     record = made.host_lease.record.to_bytes().hex()
-    directory.write_state(
-        HostState(membership, LIVE, 3, 512, 1 << 20, record, (record,), clock.boottime(), boot_id())
-    )
+    directory.write_state(HostState(membership, LIVE, 3, 512, 1 << 20, record, (record,), 1e9, boot_id()))
     directory.write_observations(OBSERVATIONS)
     directory.set_bit(3, 1e6)
-    process = Process(os.getpid(), 1, boot_id())
+    process = Process(1, 1, boot_id())
     store = ClaimStore(directory.claims_path)
     store.write(
         Claim(_LEASE_NAME, str(lease_dir / _LEASE_NAME), 0, "/images/a.img", Identity("file", 1, 2),
@@ -97,7 +97,12 @@ def _host(process_id: int) -> _Host:
     }
     records = {name: json.loads(Path(path).read_text()) for name, path in paths.items()}
     target = LockspaceTarget(str(lockspace), 0, SPACE, 0, str(lease_dir))
-    return _Host(session, directory, target, paths, records)
+    templates = {name: json.loads(_portable(json.dumps(record), root)) for name, record in records.items()}
+    return _Host(session, directory, target, paths, records, templates)
+
+
+def _portable(text: str, root: Path) -> str:
+    return text.replace(boot_id(), _THIS_BOOT).replace(str(root), "/fuzz")
 
 
 def _here() -> _Host:
@@ -165,7 +170,7 @@ def _put(path: str, data: bytes) -> None:
 def _run_record(case: Case) -> float:
     host = _here()
     name, _, data = case.patches[0]
-    _put(host.paths[name], data)
+    _put(host.paths[name], data.replace(_THIS_BOOT.encode(), boot_id().encode()))
     try:
         _READERS[name](host)
     except VmlockctlError as error:
@@ -180,7 +185,7 @@ def _run_record(case: Case) -> float:
 def _record_cases(source: random.Random, count: int) -> Iterator[Case]:
     for _ in range(count):
         name = source.choice(_FILES)
-        yield Case("records", "", "", (Patch(name, 0, mutated_json(_here().records[name], source)),))
+        yield Case("records", "", "", (Patch(name, 0, mutated_json(_here().templates[name], source)),))
 
 
 # -- whole commands over lease files ----------------------------------------------------------------------
