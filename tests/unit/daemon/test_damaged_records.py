@@ -34,7 +34,7 @@ ROWS = {
     1: Observation(1, 7, 990, "hostA", 10, 4000, 5000.5, 5000.5),
     # What was found on the disk counts as it was found: a table is not dropped for it.
     2: Observation(2, 2**64 - 1, 0, "\x1b[2J\udcff", 0, 4000.0, 5000.5, 0),
-    2000: Observation(7, 0, 1, "", 2**16 - 1, 1, 2, 3),
+    2000: Observation(7, 0, 1, "", 2**16 - 1, 1, 3, 2),
 }
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_state_is_none(directory: LockspaceDir, fields: dict[str, Any]
     "hosts",
     [..., None, [], "x", {"a": [1] * 8}, {"1": None}, {"1": [1, 7]}, {"1": [1, 7, 990, 5, 10, 1, 1, 1]},
      {"1": [1, 7, 990, "hostA", 10, "x", 1, 1]}, {"0": [1, 7, 990, "hostA", 10, 1, 1, 1]},
-     # Seen to change, or at all, after the last look: whoever waits for that to be long ago waits for ever.
+     # Seen to change, or seen at all, after the last look: that will never be long ago.
      {"1": [1, 7, 990, "hostA", 10, 4000, 5000, 2**31]}, {"1": [1, 7, 990, "hostA", 10, 5001, 5000, 0]}],
     ids=str,
 )  # fmt: skip
