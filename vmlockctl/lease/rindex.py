@@ -21,9 +21,10 @@ resource or just what would be written; a resource that somebody holds is not de
 deletes it); ``rebuild`` leaves the entry of an area that it cannot judge as it is. Each change of the table
 reads the sector again and refuses if the entry is not what it was: ``sanlock client update`` takes no lease.
 
-I/Os of ``create``: r1 header, [acquire], r2 header, r3 table, r4 area, w5 leader (cleared), w6 rest, w7
-leader, r8 entry, w9 entry, [release]. Of ``delete``: r1..r3, r4 leader, r5 own sector, [acquire of the
-resource], w6 leader (cleared), w7 rest, r8 entry, w9 entry, [release].
+I/Os of every change: r1 header, r2 table, [acquire], r3 header, r4 table, then those below, [release].
+Of ``create``: r5 area, w6 leader (cleared), w7 rest, w8 leader, r9 entry, w10 entry.
+Of ``delete``: r5 leader, r6 leader, r7 own sector, [acquire of the resource], w8 leader (cleared), w9 rest,
+r10 entry, w11 entry.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from vmlockctl.errors import (
     LeaseHeld,
     OnDiskError,
     RaceLost,
-    StorageError,
     TruncatedArea,
     UsageError,
     VmlockctlError,
@@ -240,10 +240,10 @@ def _take_for_good(claimant: Claimant, table: Table, resource: Resource) -> Proc
         raise HeldLocally(
             f"the lease {safe(resource.name)} is held by this host", hint="release it before it is deleted"
         )
+    yield from _acquire(claimant, resource, patient=False)
     try:
-        yield from acquire(claimant, resource)
         yield from clear_resource(area, claimant.lockspace.space_name, resource.name)
-    except (RaceLost, StorageError):
+    except VmlockctlError:
         yield from _give_up(claimant, resource)
         raise
 
@@ -360,7 +360,7 @@ def _locked(claimant: Claimant, index: Index, work: Callable[[Table], Procedure[
     """
     table = yield from read_table(index, io_timeout=claimant.io_timeout)
     lease = Resource(index.path, table.header.lease_offset, RINDEX_LEASE)
-    held = yield from _lock(claimant, lease)
+    held = yield from _acquire(claimant, lease, patient=True)
     try:
         table = yield from read_table(index, io_timeout=claimant.io_timeout)
         if table.header.lease_offset != lease.offset:
@@ -373,20 +373,25 @@ def _locked(claimant: Claimant, index: Index, work: Callable[[Table], Procedure[
     return result
 
 
-def _lock(claimant: Claimant, lease: Resource) -> Procedure[Held]:
-    """Acquire the lease; changes are short, so a holder is waited for a little."""
-    for attempt in range(SHARED_RETRIES + 1):
+def _acquire(claimant: Claimant, resource: Resource, *, patient: bool) -> Procedure[Held]:
+    """Acquire a lease for a moment; ``patient``: changes are short, so their holder is waited for a little.
+
+    A race is lost to a dead host too, whose ballot we finish; the next attempt sees who it is. What a ballot
+    that failed may have left is taken back: others could still commit it, and we would own the lease.
+    """
+    retries_left = SHARED_RETRIES
+    while True:
         try:
-            return (yield from acquire(claimant, lease))
+            return (yield from acquire(claimant, resource))
         except LeaseHeld:
-            if attempt == SHARED_RETRIES:
+            if not patient or not retries_left:
                 raise
-        except (RaceLost, StorageError) as error:
-            yield from _give_up(claimant, lease)
-            if attempt == SHARED_RETRIES or isinstance(error, StorageError):
+        except VmlockctlError as error:
+            yield from _give_up(claimant, resource)
+            if not isinstance(error, RaceLost) or not retries_left:
                 raise
-        yield from random_wait("another host is changing the resource index")
-    raise AssertionError("the last attempt raises")
+        retries_left -= 1
+        yield from random_wait(f"another host has the lease {safe(resource.name)}")
 
 
 def _give_up(claimant: Claimant, resource: Resource) -> Procedure[None]:
