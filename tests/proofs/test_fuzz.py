@@ -38,13 +38,13 @@ def test_a_few_cases_for_every_reader() -> None:
 
 @pytest.mark.long
 def test_the_slice_of_two_million_cases() -> None:
-    """In a process of its own: the bound on memory is on all of it."""
+    """In a process of its own: the bound on memory is on all of it. One seed: a landing is no lottery."""
     program = (
         "import argparse; from tests.proofs import fuzz; parser = argparse.ArgumentParser(); "
         "fuzz.add_arguments(parser); raise SystemExit(fuzz.main(parser.parse_args()))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program, "--cases", str(CI_CASES), "--jobs", "1"],
+        [sys.executable, "-c", program, "--cases", str(CI_CASES), "--seed", "3", "--jobs", "1"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
