@@ -196,7 +196,7 @@ class Scene:
         if step.sector == 0:
             assert count == 1
             return
-        if (step.sector, count) == geometry.note_sectors():
+        if (step.sector, count) in (geometry.note_sectors(), (geometry.lvb_sector, 1)):
             return
         assert count == 1, f"host {host.host_id} wrote {count} sectors at {step.sector}"
         owner = step.sector - 1
