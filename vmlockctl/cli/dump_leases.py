@@ -104,7 +104,8 @@ def _print_resource(area: AreaDump, leader: dict[str, Any]) -> None:
         note = ", ".join(f"{key} {value}" for key, value in area.owner_note.items() if key != "current")
         print(f"  owner note{stale}: {safe(note)}")
     if area.lvb is not None:
-        print(f"  lock value block {area.lvb}")
+        value = bytes.fromhex(area.lvb).decode("utf-8", "surrogateescape")
+        print(f"  lock value block {area.lvb} '{safe(value)}'")
     if area.dblocks:
         print_table(
             ("HOST_ID", "LVER", "MBAL", "BAL", "INP", "INP2", "INP3", "FLAGS"),

@@ -135,7 +135,7 @@ def _dump_place(place: _Place, worker: Worker, hosts: int, all_blocks: bool) -> 
     )
     end = min(first.size, place.offset + place.size) if place.size else first.size
     head = first.pieces[0]
-    geometry = _guess_geometry(head) or DEFAULT_GEOMETRY
+    geometry = _guess_geometry(head, place.offset) or DEFAULT_GEOMETRY
     offset = place.offset
     if end <= offset or len(head) < PROBE_SIZE:
         yield _too_short(place, offset, len(head))
@@ -148,7 +148,7 @@ def _dump_place(place: _Place, worker: Worker, hosts: int, all_blocks: bool) -> 
             place.path, [(at, size) for at in offsets], timeout_seconds=_TIMEOUT_SECONDS, worker=worker
         )
         for at, data in zip(offsets, heads.pieces):
-            area, found = _dump_area(place, at, data, worker, hosts, all_blocks)
+            area, found = _dump_area(place, at, data, worker, hosts, all_blocks, geometry)
             if found is not None and end < at + found.align_size:
                 area.damage.append(_ends_early(at, end - at, found))
             yield area
@@ -164,9 +164,9 @@ def _head_size(geometry: Geometry, hosts: int) -> int:
     return min(geometry.align_size, (size + PROBE_SIZE - 1) // PROBE_SIZE * PROBE_SIZE)
 
 
-def _guess_geometry(head: bytes) -> Optional[Geometry]:
+def _guess_geometry(head: bytes, offset: int = 0) -> Optional[Geometry]:
     """The sizes that a first record states, or that the second sector betrays where it is damaged."""
-    if is_rindex(head):
+    if is_rindex(head, offset):
         return rindex_geometry(head)
     if len(head) >= 200 and int.from_bytes(head[:4], "little") in _KINDS:
         try:
@@ -193,16 +193,21 @@ def _dump_area(
     worker: Worker,
     hosts: int,
     all_blocks: bool,  # noqa: FBT001
+    usual: Geometry,
 ) -> tuple[AreaDump, Optional[Geometry]]:
-    """One area, from the head that was read with many others; more is read where it has more."""
+    """One area, from the head that was read with many others; more is read where it has more.
+
+    ``usual`` is the geometry of the areas before it, for a resource index whose own is damaged.
+    """
     if len(head) < PROBE_SIZE:
         return _too_short(place, offset, len(head)), None
     magic = int.from_bytes(head[:4], "little")
-    geometry = _guess_geometry(head)
-    kind = _KINDS.get(magic) or _kind_of_damaged(head)
-    if geometry is not None and is_rindex(head):
+    geometry = _guess_geometry(head, offset)
+    if is_rindex(head, offset):
+        geometry = geometry or usual
         image = _read(place, worker, offset, geometry.align_size)
         return _dump_rindex(place, offset, geometry, image), geometry
+    kind = _KINDS.get(magic) or _kind_of_damaged(head)
     if geometry is None or kind == UNKNOWN:
         return _unknown(place, offset, head), None
     if kind == LOCKSPACE:
@@ -225,7 +230,7 @@ def _dump_area(
 
 
 def _dump_rindex(place: _Place, offset: int, geometry: Geometry, image: bytes) -> AreaDump:
-    index, found = rindex_dict(image, offset)
+    index, found = rindex_dict(image, offset, geometry)
     damage = [_damage(at, error) for at, error in found]
     return AreaDump(
         place.path, offset, RINDEX, geometry.sector_size, geometry.align_size,

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from vmlockctl.errors import OnDiskError
 from vmlockctl.ondisk.geometry import Geometry
-from vmlockctl.ondisk.rindex import HEADER, RINDEX_MAGIC, Header, entries_in, verify_entry, verify_header
+from vmlockctl.ondisk.rindex import (
+    HEADER,
+    RINDEX_MAGIC,
+    RINDEX_VERSION,
+    Header,
+    entries_in,
+    new_header,
+    verify_entry,
+    verify_header,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
 
-def is_rindex(head: bytes) -> bool:
-    return len(head) >= HEADER.size and int.from_bytes(head[:4], "little") == RINDEX_MAGIC
+def is_rindex(head: bytes, offset: int) -> bool:
+    """By its magic; where that is damaged, by the version and the place that it states."""
+    if len(head) < HEADER.size:
+        return False
+    header = Header.from_bytes(head)
+    return header.magic == RINDEX_MAGIC or (header.version, header.rx_offset) == (RINDEX_VERSION, offset)
 
 
 def rindex_geometry(head: bytes) -> Optional[Geometry]:
@@ -23,21 +36,28 @@ def rindex_geometry(head: bytes) -> Optional[Geometry]:
         return None
 
 
-def rindex_dict(image: bytes, offset: int) -> tuple[dict[str, Any], list[tuple[int, OnDiskError]]]:
-    """Header and entries, and what is wrong with them: (byte offset, condition)."""
+def rindex_dict(
+    image: bytes, offset: int, geometry: Geometry
+) -> tuple[dict[str, Any], list[tuple[int, OnDiskError]]]:
+    """Header and entries, and what is wrong with them: (byte offset, condition).
+
+    ``geometry`` is the header's own, or of the areas around it where that one is damaged; the entries are
+    judged by the place where the index is.
+    """
     header = Header.from_bytes(image)
     damage: list[tuple[int, OnDiskError]] = []
     try:
-        verify_header(image[: header.sector_size], rx_offset=offset)
+        verify_header(image[: geometry.sector_size], rx_offset=offset)
     except OnDiskError as error:
         damage.append((offset, error))
+    sound = new_header(geometry, rx_offset=offset, space_name="-", max_resources=header.max_resources)
     entries = []
-    for number, entry in entries_in(header, image):
-        sector, start = header.entry_sector(number)
+    for number, entry in entries_in(sound, image):
+        sector, start = sound.entry_sector(number)
         try:
-            verify_entry(header, number, entry)
+            verify_entry(sound, number, entry)
         except OnDiskError as error:
-            damage.append((offset + sector * header.sector_size + start, error))
+            damage.append((offset + sector * sound.sector_size + start, error))
         entries.append(
             {"entry": number, "name": entry.resource, "offset": entry.offset, "flags": entry.flags}
         )
