@@ -8,7 +8,7 @@ an overlap that the intervals missed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tests.proofs.simulator.clockwork import Clockwork
@@ -111,7 +111,3 @@ class Checker:
         clockwork.note(None, f"VIOLATION {text}")
         self.violations.append(Violation(clockwork.now + clockwork.skipped, text))
         clockwork.stopped = True
-
-
-def first_text(violations: list[Violation]) -> Optional[str]:
-    return violations[0].text if violations else None

@@ -105,6 +105,7 @@ class Clockwork:
     # -- what may be asked for -----------------------------------------------------------------------
 
     def push(self, time: float, what: int, task: Optional[Task], told: Any) -> None:
+        assert time >= self.now
         self._number += 1
         heappush(self._heap, (time, self._number, what, task, told))
 

@@ -18,6 +18,7 @@ from vmlockctl.errors import (
     LeaseLost,
     NoSuchArea,
     OnDiskError,
+    SharedLeaseHeld,
     StorageError,
     VmlockctlError,
 )
@@ -132,19 +133,21 @@ class Command:
     def _run(self) -> Procedure[None]:
         while True:
             claim: Optional[Claim] = None
+            shared_holders = False
             try:
                 claim = yield from self._attempt()
                 if claim is not None:
                     break
             except ContentionError as error:
                 self.machine.world.refused(error)
+                shared_holders = isinstance(error, SharedLeaseHeld)
             except VmlockctlError as error:
                 self.machine.world.refused(error)
                 self._leave_to_daemon()
                 return
             if self.machine.world.clockwork.now > self._patience_until:
                 return
-            yield from self._wait_until_free()
+            yield from self._wait_until_free(told_by_leader=not shared_holders)
         yield Wait(self.hold_seconds, "the VM runs")
         yield from self._give_back(claim)
 
@@ -176,16 +179,21 @@ class Command:
         claim.hold = machine.world.checker.begin(machine, self.number, shared=self.shared, lver=claim.lver)
         return claim
 
-    def _wait_until_free(self) -> Procedure[None]:
-        """Until the leader is written free, or for a while (``EmbeddedManager.wait_until_free``)."""
+    def _wait_until_free(self, *, told_by_leader: bool) -> Procedure[None]:
+        """Until the leader is written free, or for a while (``EmbeddedManager.wait_until_free``).
+
+        A lease that is held shared has a free leader all the time; for it only time can pass.
+        """
         world, task = self.machine.world, self.task
         assert task is not None
-        world.waiters[self.number][task] = None
+        if told_by_leader:
+            world.waiters[self.number][task] = None
         try:
             yield Wait(self._retry_seconds * world.clockwork.rng.uniform(0.8, 2.0), "the lease")
         finally:
             world.waiters[self.number].pop(task, None)
-        self._retry_seconds = min(self._retry_seconds * 2, 2.0 * self.machine.io_timeout)
+        longest = 4.0 if told_by_leader else 8.0
+        self._retry_seconds = min(self._retry_seconds * 2, longest * self.machine.io_timeout)
 
     def _give_back(self, claim: Claim) -> Procedure[None]:
         machine, task = self.machine, self.task

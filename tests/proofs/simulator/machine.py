@@ -256,7 +256,7 @@ class Machine:
             else:
                 clockwork.call(self.watchdog_at - clockwork.now, look)
 
-        clockwork.call(self.watchdog_at - clockwork.now, look)
+        clockwork.call(max(0.0, self.watchdog_at - clockwork.now), look)
 
     # -- the daemon --------------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class Machine:
         boots = self.boots
 
         def start_again() -> None:
-            if self.powered and self.boots == boots:
+            if self.powered and self.boots == boots and not self.daemon_runs:
                 self.earlier_instance_gone = False
                 self.start_daemon()
 
@@ -394,7 +394,7 @@ class Machine:
             self.lease_work = self.spawn("lease work", work, self.daemon, self.work_in_flight)
 
     def command_killed(self, task: Task) -> None:
-        """Kill -9 of a command anywhere: the daemon settles what it left."""
+        """SIGKILL of a command anywhere: the daemon settles what it left."""
         self.world.counts["command kills"] += 1
         self.world.clockwork.note(self, f"{task.name} killed")
         for claim in self.claims.values():

@@ -2,7 +2,8 @@
 
 Nothing of ``lease`` is touched. A function of bytes (and of keywords) that reads nothing else and returns
 something immutable gives the same answer from a table; an exception is never kept, so it is raised anew.
-The checksum is also computed in another way (two bytes a step), and a test holds it against the shipped one.
+The checksum of a leader is also computed in another way, which steps over its names; a test holds it against
+the shipped one.
 """
 
 from __future__ import annotations
@@ -10,54 +11,63 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from struct import Struct
 from typing import Any
 
 from vmlockctl.lease import ballot, delta, paxos, release, resource
 from vmlockctl.ondisk import dblock, leader
-from vmlockctl.ondisk.checksum import checksum
+from vmlockctl.ondisk.checksum import _make_table, checksum
+from vmlockctl.ondisk.leader import LEADER_CHECKSUM_LEN
 
-_BYTE_TABLE_BITS = 8
-_WORDS = {size: Struct(f"<{size // 2}H") for size in range(0, 514, 2)}
-
-
-def _words_table() -> list[int]:
-    polynomial = 0x82F63B78
-    table = []
-    for word in range(1 << 16):
-        for _ in range(16):
-            word = (word >> 1) ^ (polynomial if word & 1 else 0)
-        table.append(word)
-    return table
+_TABLE = _make_table()
+_CONSTANT = slice(56, 152)  # of a leader: the names, which hardly ever change
+_CONSTANT_LEN = _CONSTANT.stop - _CONSTANT.start
 
 
-_table: list[int] = []
+def _sum(crc: int, data: bytes) -> int:
+    table = _TABLE
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc
+
+
+_sum_once = lru_cache(maxsize=1024)(_sum)
+# A CRC is linear: what follows of a state and data is the sum of what follows of the state and zeros, and of
+# zero and data. The first for each byte of the state:
+_STATE_THEN_ZEROS = [
+    [_sum(byte << shift, bytes(_CONSTANT_LEN)) for byte in range(256)] for shift in (0, 8, 16, 24)
+]
 
 
 def quick_checksum(data: bytes) -> int:
-    """``ondisk.checksum.checksum`` for data of even length."""
-    if not _table:
-        _table.extend(_words_table())
-    table, crc = _table, 0xFFFFFFFE
-    for word in _WORDS[len(data)].unpack(data):
-        crc = table[(crc ^ word) & 0xFFFF] ^ (crc >> 16)
-    return crc
+    """``ondisk.checksum.checksum``."""
+    if len(data) != LEADER_CHECKSUM_LEN:
+        return _sum(0xFFFFFFFE, data)
+    crc = _sum(_sum_once(0xFFFFFFFE, data[:32]), data[32 : _CONSTANT.start])
+    a, b, c, d = _STATE_THEN_ZEROS
+    crc = a[crc & 0xFF] ^ b[crc >> 8 & 0xFF] ^ c[crc >> 16 & 0xFF] ^ d[crc >> 24]
+    return _sum(crc ^ _sum_once(0, data[_CONSTANT]), data[_CONSTANT.stop :])
 
 
 _SIZE = 4096
 _PATCHES: list[tuple[Any, str, Callable[..., Any]]] = []
 
 
-def _remember(function: Callable[..., Any], name: str, *modules: Any) -> None:
+def _remember(function: Callable[..., Any], name: str, used: int, *modules: Any) -> None:
+    """Keep the answers for the first ``used`` bytes: a record is the same in whatever it was read with."""
     kept = lru_cache(maxsize=_SIZE)(function)
-    _PATCHES.extend((module, name, kept) for module in modules)
+
+    def remembered(data: Any, **options: Any) -> Any:
+        return kept(data[:used], **options)
+
+    _PATCHES.extend((module, name, remembered) for module in modules)
 
 
-_remember(leader.verify_paxos, "verify_paxos", resource)
-_remember(leader.verify_delta, "verify_delta", delta)
-_remember(dblock.verify_dblock, "verify_dblock", ballot, paxos, release, resource)
-_remember(leader.name_field, "name_field", delta)
-_PATCHES.extend((module, "checksum", quick_checksum) for module in (leader, dblock))
+_remember(leader.verify_paxos, "verify_paxos", leader.LEADER.size, resource)
+_remember(leader.verify_delta, "verify_delta", leader.LEADER.size, delta)
+_remember(dblock.verify_dblock, "verify_dblock", dblock.DBLOCK.size, ballot, paxos, release, resource)
+_remember(leader.name_field, "name_field", leader.NAME_LEN, delta)
+_checksum = lru_cache(maxsize=_SIZE)(quick_checksum)
+_PATCHES.extend((module, "checksum", _checksum) for module in (leader, dblock))
 
 assert leader.checksum is checksum and dblock.checksum is checksum
 

@@ -226,8 +226,8 @@ class World:
             and not machine.troubled
             and machine.daemon.until <= now
             and machine.commands.until <= now
-            and not machine.work_in_flight
-            and not machine.renewals_in_flight
+            and all(over <= now for over in machine.work_in_flight.values())
+            and all(over <= now for over in machine.renewals_in_flight.values())
             and not machine.queue
             and machine.state is not None
             and not machine.state.attempts
@@ -239,6 +239,9 @@ class World:
             )
             for machine in self.machines
         )
+
+    def has_claims(self) -> bool:
+        return any(machine.claims for machine in self.machines)
 
     def skip(self, seconds: float) -> None:
         """Let a quiet stretch pass without events.
