@@ -51,9 +51,10 @@ class Register:
 class Checker:
     """Listens to what processes do under their leases."""
 
-    def __init__(self, clockwork: Clockwork, resources: int, *, lossy: bool) -> None:
+    def __init__(self, clockwork: Clockwork, resources: int, *, lossy: bool, longest_overlap: float) -> None:
         self._clockwork = clockwork
         self._lossy = lossy
+        self._longest_overlap = longest_overlap
         self.registers = [Register() for _ in range(resources)]
         self.acquisitions = 0
         self.violations: list[Violation] = []
@@ -81,20 +82,40 @@ class Checker:
         self._clockwork.note(hold.machine, f"drops resource {resource} {'' if in_peace else '(killed)'}")
         if self._overlaps:
             for pair in [pair for pair in self._overlaps if hold in pair]:
-                self.tolerated.append(self._clockwork.now - self._overlaps.pop(pair))
-        if hold.shared:
-            return
-        if in_peace:
-            if register.value != hold.register and not self._lossy:
-                self.violate(
-                    f"resource {resource}: lost update by {hold}: "
-                    f"read {hold.register}, found {register.value} before its write"
-                )
-            register.value = hold.register + 1
-            register.writes += 1
+                self._overlap_ends(pair)
+        if in_peace and not hold.shared:
+            self._write(resource, register, hold)
+
+    def weaken(self, resource: int, hold: Hold) -> None:
+        """An exclusive holder has done its last write, and goes on as a shared one."""
+        register = self.registers[resource]
+        self._write(resource, register, hold)
+        hold.shared = True
+        self._clockwork.note(hold.machine, f"resource {resource} is held shared from here")
+
+    def strengthen(self, resource: int, hold: Hold, *, lver: int) -> None:
+        """A shared holder begins to write."""
+        register = self.registers[resource]
+        self.acquisitions += 1
+        hold.shared, hold.lver, hold.register = False, lver, register.value
+        self._clockwork.note(hold.machine, f"HOLDS resource {resource} exclusive {lver}, converted")
+        for other in register.holds:
+            if other is not hold:
+                self._overlap(resource, other, hold)
+
+    def _write(self, resource: int, register: Register, hold: Hold) -> None:
+        if register.value != hold.register and not self._lossy:
+            self.violate(
+                f"resource {resource}: lost update by {hold}: "
+                f"read {hold.register}, found {register.value} before its write"
+            )
+        register.value = hold.register + 1
+        register.writes += 1
 
     def finish(self) -> None:
-        """What must hold at the end: no update was lost."""
+        """What must hold at the end: no update was lost, no overlap was missed by both."""
+        for pair in list(self._overlaps):
+            self._overlap_ends(pair)
         for resource, register in enumerate(self.registers):
             if register.value != register.writes and not self._lossy:
                 self.violate(f"resource {resource}: {register.writes} updates, counter {register.value}")
@@ -105,6 +126,13 @@ class Checker:
             return
         age = self._clockwork.now - first.since
         self.violate(f"resource {resource}: {second} beside {first}, who holds it for {age:.3f} s")
+
+    def _overlap_ends(self, pair: tuple[Hold, Hold]) -> None:
+        """After a lost write, two owners for a while: until the next look of one of them."""
+        seconds = self._clockwork.now - self._overlaps.pop(pair)
+        self.tolerated.append(seconds)
+        if seconds > self._longest_overlap:
+            self.violate(f"{pair[0]} beside {pair[1]} for {seconds:.1f} s after a lost write")
 
     def violate(self, text: str) -> None:
         clockwork = self._clockwork

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Optional
 
 from tests.proofs.simulator.checker import Hold
 from tests.proofs.simulator.clockwork import FOREVER, Task
-from vmlockctl.daemon.claims import ACQUIRING, HELD, RELEASING
+from tests.proofs.simulator.converting import back_to_shared, confirm_released, confirm_shared, convert
+from vmlockctl.daemon.claims import ACQUIRING, CONVERTING, HELD, RELEASING
 from vmlockctl.errors import (
     ContentionError,
     IoTimeout,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from tests.proofs.simulator.machine import Machine, State
 
 GRACE_SECONDS = 10.0
+CONVERTED_SHARE = 0.05  # of the leases are converted once while they are held
 STUCK_SHARE = 0.03  # of the processes that are killed survive in the kernel for a while
 
 
@@ -63,7 +65,7 @@ class Claim:
         return not self.task.dead or self.is_locked()
 
     def needs_settling(self) -> bool:
-        return self.task.dead
+        return self.task.dead or (self.state == CONVERTING and not self.is_locked())
 
     def unlock(self) -> None:
         """Let go of the lock, unless an I/O on the lease is under way."""
@@ -85,7 +87,7 @@ class Claim:
         after = rng.random() * 0.2
         if not hard:
             after = min(GRACE_SECONDS + after, rng.random() * 1.3 * GRACE_SECONDS)
-        if self.hold is not None and rng.random() < STUCK_SHARE:
+        if self.hold is not None and not self.machine.lossy and rng.random() < STUCK_SHARE:
             after += 10 ** rng.uniform(0.0, 2.8)
             self.machine.world.counts["stuck VMs"] += 1
         at = clockwork.now + after
@@ -149,6 +151,9 @@ class Command:
                 return
             yield from self._wait_until_free(told_by_leader=not shared_holders)
         yield Wait(self.hold_seconds, "the VM runs")
+        if self.machine.world.clockwork.random() < CONVERTED_SHARE:
+            yield from convert(self, claim)
+            yield Wait(self.hold_seconds, "the VM goes on")
         yield from self._give_back(claim)
 
     def _attempt(self) -> Procedure[Optional[Claim]]:
@@ -166,6 +171,9 @@ class Command:
         patient = machine.world.clockwork.random() < 0.2
         try:
             held = yield from acquire(claimant, claim.lease, shared=self.shared, wait_for_dead_owner=patient)
+            claim.lver = held.leader.lver
+            if self.shared:
+                yield from confirm_shared(claimant, claim)
         except VmlockctlError as error:
             if task.writes == 0:
                 machine.drop(claim)
@@ -173,7 +181,7 @@ class Command:
                 yield from retract(claimant, claim.lease)
                 machine.drop(claim)
             raise
-        claim.state, claim.lver = HELD, held.leader.lver
+        claim.state = HELD
         claim.unlock()
         machine.require_live()
         claim.hold = machine.world.checker.begin(machine, self.number, shared=self.shared, lver=claim.lver)
@@ -206,9 +214,14 @@ class Command:
         try:
             state = machine.require_live()
             task.guard = machine.guard_of(state.generation)
+            converting = claim.state != HELD
             claim.worker, claim.state = task, RELEASING
             claimant = machine.claimant(state)
-            yield from release(claimant, claim.lease, lver=claim.lver, shared=self.shared)
+            if converting:
+                yield from retract(claimant, claim.lease)
+            else:
+                yield from release(claimant, claim.lease, lver=claim.lver, shared=claim.shared)
+            yield from confirm_released(claimant, claim)
         except (LeaseLost, OnDiskError) as error:
             machine.world.refused(error)
         except VmlockctlError as error:
@@ -304,7 +317,9 @@ def _verify(machine: Machine, state: State, claim: Claim) -> Procedure[None]:
 
 def _settle(machine: Machine, claim: Claim) -> Procedure[None]:
     state = _begin_work(machine)
-    if state is None or machine.claims.get(claim.number) is not claim or not claim.task.dead:
+    if state is None or machine.claims.get(claim.number) is not claim:
+        return
+    if not claim.task.dead and claim.state != CONVERTING:
         return
     clockwork, boots = machine.world.clockwork, machine.boots
 
@@ -318,11 +333,15 @@ def _settle(machine: Machine, claim: Claim) -> Procedure[None]:
     claim.worker = machine.lease_work
     claimant = machine.claimant(state)
     try:
+        if claim.state == CONVERTING and not claim.task.dead:
+            yield from back_to_shared(claimant, claim)
+            return
         if claim.state == HELD:
             claim.state = RELEASING
             yield from release(claimant, claim.lease, lver=claim.lver, shared=claim.shared)
         else:
             yield from retract(claimant, claim.lease)
+        yield from confirm_released(claimant, claim)
     except (LeaseLost, NoSuchArea) as error:
         machine.world.refused(error)
     except VmlockctlError:

@@ -20,13 +20,14 @@ from tests.proofs.simulator.clockwork import LATENCIES, Task
 from tests.proofs.simulator.leasing import Command
 from tests.proofs.simulator.machine import Machine
 from tests.proofs.simulator.memo import remembering
-from tests.proofs.simulator.weather import WEIGHTS
+from tests.proofs.simulator.weather import LOSSY_WEIGHTS, WEIGHTS
 from tests.proofs.simulator.world import Settings, World
 from vmlockctl.lease.timeouts import host_dead_seconds, id_renewal_seconds
 from vmlockctl.ondisk.geometry import Geometry
 
 TRACE_EVENTS = 4000
 YEAR_SECONDS = 365.25 * 86400
+LOSSY_EVERY = 20
 _MAX_RATE_ERROR = 1e-3
 
 # Seconds of one I/O: median, and the spread of its logarithm.
@@ -75,6 +76,8 @@ def settings_of(seed: int, *, watchdog: bool) -> Settings:
     )
     median, spread = rng.choice(_LATENCIES)
     longest = 0.4 * min(io_timeouts)
+    lossy = seed % LOSSY_EVERY == LOSSY_EVERY - 1
+    weights = LOSSY_WEIGHTS if lossy else WEIGHTS
     latencies = [min(longest, rng.lognormvariate(math.log(median), spread)) for _ in range(LATENCIES)]
     return Settings(
         geometry=Geometry(512, 1 << 20) if rng.random() < 0.92 else Geometry(4096, 1 << 20),
@@ -82,10 +85,10 @@ def settings_of(seed: int, *, watchdog: bool) -> Settings:
         rates=rates,
         resources=rng.choice((1, 2, 2, 3)),
         latencies=latencies,
-        weights={kind: weight * rng.uniform(0.3, 2.0) for kind, weight in WEIGHTS.items()},
+        weights={kind: weight * rng.uniform(0.3, 2.0) for kind, weight in weights.items()},
         stale_seconds=rng.choice((0.0, 0.0, 0.0, 0.5, 1.5)),
-        clones=1 if rng.random() < 0.2 else 0,
-        lossy=False,
+        clones=1 if rng.random() < 0.2 and not lossy else 0,
+        lossy=lossy,
         watchdog=watchdog,
     )
 
@@ -117,7 +120,7 @@ class Scenario:
         for machine in world.machines:
             clockwork.call(10.0 * self.rng.random(), machine.power_on)
         while not clockwork.stopped and not self._is_complete():
-            if self.rng.random() < 0.65:
+            if world.lossy or self.rng.random() < 0.65:
                 self._burst()
             else:
                 self._storm()
@@ -140,7 +143,7 @@ class Scenario:
         self._hold = latency * 10 ** rng.uniform(0.0, 2.0)
         rate = rng.choice((0.0, 0.0003, 0.001, 0.003))
         target = checker.acquisitions + rng.randint(100, 800)
-        self._begin(rate, mishaps_every=rng.choice((0.0, 600.0, 200.0)))
+        self._begin(rate, mishaps_every=0.0 if self.world.lossy else rng.choice((0.0, 600.0, 200.0)))
         seconds = 0.0
         while checker.acquisitions < target and seconds < 3000.0 and not self._clockwork.stopped:
             self._pass_time(10.0)

@@ -5,8 +5,9 @@ Bounds that the protocol needs, and that are kept here, as numbers:
 * A host that is reset has its I/Os in the hands of the storage for ``io_timeout`` at most; what has not
   landed by then never does. (Its own successor waits at least ``3 x io_timeout`` before it writes.)
 * A host that lives may have a write land any time later: nothing of its own touches that path before.
-* A write that is acknowledged and lost is a leader's, which whoever wrote it reads again. Others, and reads
-  that lie about other things than time, are ``lossy`` worlds: there overlaps must end within a renewal cycle.
+* A write that is acknowledged and lost is one that whoever wrote it looks at again: a leader, a shared mark,
+  a release. In ``lossy`` worlds any write may be lost, and nothing else befalls a host: two owners are
+  possible there, and the next renewal cycle of one of them must find it.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ WEIGHTS = {
     KILL_DAEMON: 3,
     KILL_COMMAND: 5,
 }
+LOSSY_WEIGHTS = {DELAY: 10, ERROR: 5, ERROR_LANDED: 5, LOST: 10}
 HOST_EVENTS = {CRASH, CRASH_AFTER, PAUSE, FREEZE, KILL_DAEMON, KILL_COMMAND}
 
 
@@ -107,8 +109,7 @@ class Weather:
     def _applies(kind: str, task: Task, step: Any) -> bool:
         is_write = step.__class__ is WriteSector
         if kind == LOST:
-            is_leader = is_write and step.sector == LEADER_SECTOR and not task.machine.is_lockspace(step)
-            return is_leader or (is_write and task.machine.lossy)
+            return is_write and (task.machine.lossy or _is_looked_at_again(task, step))
         if kind == ERROR_LANDED:
             return is_write
         if kind == KILL_COMMAND:
@@ -176,6 +177,13 @@ class Weather:
             return False  # the I/O is on its way already
         clockwork.push(clockwork.now, ISSUE, task, step)
         return True
+
+
+def _is_looked_at_again(task: Task, step: WriteSector) -> bool:
+    """A write of a leader, or of a shared mark: whoever writes it reads it back before it counts."""
+    if task.machine.is_lockspace(step):
+        return False
+    return step.sector == LEADER_SECTOR or step.what.startswith(("share", "convert", "release"))
 
 
 def _unless_reset(machine: Machine, boots: int) -> Any:
