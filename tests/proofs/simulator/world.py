@@ -179,7 +179,11 @@ class World:
         self.clockwork.call(10 ** self.rng.uniform(0.5, 2.3), over)
 
     def _hostile(self) -> None:
-        """Somebody writes into a dblock that is nobody's: noise, absurd numbers, or plausible ones."""
+        """Somebody writes into a dblock that is nobody's: noise, absurd numbers, or plausible ones.
+
+        Plausible is an owner of an earlier generation, or one that never was. A live one would be committed
+        and have the lease without knowing: whoever can write there can always deny a lease.
+        """
         number = self.rng.randrange(len(self.resources))
         area = self.clockwork.areas[self.resources[number].path]
         leader = Leader.from_bytes(area.sectors[0])
@@ -190,7 +194,9 @@ class World:
         else:
             lver = leader.lver + self.rng.randrange(4) if kind == 1 else self.rng.getrandbits(63)
             mbal = self.rng.getrandbits(20 if kind == 1 else 63)
-            owner, generation = self.rng.randint(1, MAX_HOSTS), self.rng.randint(1, 4)
+            owner = self.rng.randint(1, MAX_HOSTS)
+            record = Leader.from_bytes(self.clockwork.areas["space"].sectors[owner - 1])
+            generation = max(0, record.owner_generation - self.rng.randint(1, 4))
             dblock = Dblock(mbal, mbal, owner, generation, 1000, lver).sealed()
             data = own_sector(dblock, NO_MODE, area.size)
         self.clockwork.note(None, f"hostile dblock in resource {number}")
