@@ -28,12 +28,12 @@ else:
         return tuple.__new__(cls, values)
 
     def _replace(self, **named):
-        unknown = set(named) - set(self._fields)
-        if unknown:
+        values = dict(zip(self._fields, self))
+        values.update(named)
+        if len(values) != len(self):
+            unknown = set(named) - set(self._fields)
             raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
-        return tuple.__new__(
-            type(self), (named.get(field, value) for field, value in zip(self._fields, self))
-        )
+        return tuple.__new__(type(self), values.values())
 
     def _asdict(self):
         return dict(zip(self._fields, self))
