@@ -80,6 +80,7 @@ class Machine:
         self.kill_at_once = False
         self.all_gone = False
         self.daemon_runs = False
+        self.leaving = False
         self.earlier_instance_gone = True
         self.attempt_started = 0.0
         self.attempt_started_real = 0.0
@@ -139,7 +140,7 @@ class Machine:
 
     def require_live(self) -> State:
         state = self.state
-        if state is None or state.state in (LEFT, JOINING):
+        if state is None or state.state in (LEFT, JOINING) or self.leaving:
             raise NotJoined("this host has not joined the lockspace")
         if not state.is_certain(self.boottime()):
             raise HostLeaseLost("the host lease is lost")
@@ -270,6 +271,7 @@ class Machine:
 
     def start_daemon(self) -> None:
         self.daemon_runs = True
+        self.leaving = False
         self.renewal = self.spawn(
             "renewal",
             renewing.renewing(self),
@@ -309,13 +311,18 @@ class Machine:
         clockwork.call(over - clockwork.now + delay, start_again)
 
     def leave_and_join_again(self) -> None:
-        """The daemon ends in peace, leaves, and is started again."""
+        """The daemon ends in peace, leaves, and is started again.
+
+        No command is on its way, and none begins meanwhile: it would acquire under a host id that is being
+        given back, which is for the daemon and the commands to exclude.
+        """
         clockwork, boots = self.world.clockwork, self.boots
         for task in (self.renewal, self.supervisor, self.lease_work):
             if task is not None:
                 clockwork.kill(task)
         self.renewal = self.supervisor = self.lease_work = None
         self.daemon_runs = False
+        self.leaving = True
 
         def join_again(_ended: Task) -> None:
             if self.powered and self.boots == boots:

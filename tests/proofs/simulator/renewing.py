@@ -131,8 +131,6 @@ def leaving(machine: Machine) -> Procedure[None]:
     """``remove-host``, or the end of the daemon: only when nothing is held."""
     state = machine.state
     assert state is not None
-    if machine.claims:
-        return  # a command came first
     try:
         yield from leave(state.lease, expected=state.expected)
     except VmlockctlError as error:

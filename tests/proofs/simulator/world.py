@@ -220,7 +220,8 @@ class World:
         self.clockwork.call(self.rng.uniform(60.0, 900.0), off)
 
     def _leave(self, machine: Machine) -> None:
-        if machine.is_live and not machine.claims and machine.daemon_runs:
+        commands = any(task.lane is machine.commands for task in machine.tasks)
+        if machine.is_live and machine.daemon_runs and not machine.claims and not commands:
             machine.leave_and_join_again()
 
     def calm_down(self) -> None:
