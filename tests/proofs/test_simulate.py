@@ -14,9 +14,9 @@ from vmlockctl.ondisk.checksum import checksum
 
 SMALL = Size(acquisitions=200, host_seconds=86400.0)
 
-# Together 1,000 seeds: 40 host-years and 2 million acquisitions, in parts that run side by side.
+# Together 920 seeds: 36 host-years and 2 million acquisitions, in parts that run side by side.
 SLICES = 8
-SLICE_SEEDS = 125
+SLICE_SEEDS = 115
 
 
 def told(result: Result) -> str:
@@ -81,7 +81,7 @@ def test_host_years_without_two_owners(part: int) -> None:
         assert not result.violations, told(result)
         totals.add(result)
     assert totals.acquisitions >= 250_000
-    assert totals.host_seconds >= 4.9 * YEAR_SECONDS
+    assert totals.host_seconds >= 4.5 * YEAR_SECONDS
     assert min(totals.counts[kind] for kind in ("crashes", "resets", "pauses", "expiries")) > 0
 
 
