@@ -21,7 +21,7 @@ from vmlockctl.daemon.control import (
     standby_pid,
 )
 from vmlockctl.daemon.supervisor import TICK_SECONDS, Supervisor
-from vmlockctl.host.process import identify, name_ourselves, read_stat, stop
+from vmlockctl.host.process import identify, is_doomed, name_ourselves, read_stat, stop
 from vmlockctl.host.rundir import FileLock, is_locked, read_pid, remove, write_pid
 from vmlockctl.host.spawn import reap_children, spawn_daemon
 from vmlockctl.log import ERROR, WARNING, log
@@ -144,7 +144,7 @@ def _stand_by(run_dir: RunDir, lock: FileLock) -> bool:
             unchanged_ticks = 0
         dead_ticks = dead_ticks + 1 if not lock.is_held and _is_dead_in_the_kernel(run_dir) else 0
         if dead_ticks >= _DEAD_TICKS and not lock.is_held:
-            # Killed, but a thread of it hangs in storage and keeps its locks until that I/O is over.
+            # Killed, but a thread of it hangs in storage, or it is frozen, and it keeps its locks.
             # It will run no instruction of ours again; what it may still write stays protected by
             # the locks of its lockspace and claims, which we wait for. The VMs must not wait.
             remove(lock.path)
@@ -176,4 +176,6 @@ def _replace_stuck_daemon(run_dir: RunDir) -> None:
 def _is_dead_in_the_kernel(run_dir: RunDir) -> bool:
     pid = read_pid(run_dir.file(DAEMON_PID))
     stat = read_stat(pid) if pid else None
-    return stat is not None and stat.is_zombie and is_locked(run_dir.file(DAEMON_LOCK))
+    if stat is None or not is_locked(run_dir.file(DAEMON_LOCK)):
+        return False
+    return stat.is_zombie or is_doomed(pid)

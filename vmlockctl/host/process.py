@@ -28,6 +28,7 @@ _KERNEL_THREAD = 0x00200000
 
 _PID_MAX = 2**31 - 1
 _KILL_SECONDS = 10.0
+_SIGKILL_BIT = 1 << 8
 
 _boot_id = ""
 
@@ -184,6 +185,21 @@ def has_ended(pidfd: int, *, timeout_seconds: float = 0) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(timeout_seconds * 1000))
+
+
+def is_doomed(pid: int) -> bool:
+    """Tell whether SIGKILL is pending: the process is still in the kernel, or frozen, and never comes back.
+
+    It may hold locks, and I/O of it may land, but it runs no further instruction of its own.
+    """
+    try:
+        status = read_proc(f"/proc/{pid}/status")
+    except (FileNotFoundError, PermissionError):
+        return False
+    for line in status.splitlines():
+        if line.startswith((b"SigPnd:", b"ShdPnd:")) and int(line.split()[1], 16) & _SIGKILL_BIT:
+            return True
+    return False
 
 
 def exists(pid: int) -> bool:
