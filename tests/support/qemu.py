@@ -88,15 +88,15 @@ class Qemu:
         except OSError:
             return False
 
-    def qmp(self, command: str) -> dict[str, Any]:
+    def qmp(self, command: str, **arguments: Any) -> dict[str, Any]:
         """Run one QMP command on a connection of its own."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(str(self._qmp_path))
             with connection.makefile("rw") as stream:
                 stream.readline()  # the greeting
-                for execute in ("qmp_capabilities", command):
-                    stream.write(json.dumps({"execute": execute}) + "\n")
+                for execute, given in (("qmp_capabilities", {}), (command, arguments)):
+                    stream.write(json.dumps({"execute": execute, "arguments": given}) + "\n")
                     stream.flush()
                     answer = self._answer(stream)
                 return answer
