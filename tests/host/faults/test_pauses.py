@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ from tests.support.waiting import until, wait_for, wait_until
 pytestmark = pytest.mark.long
 
 HOST_DEAD_SECONDS = 8 * 1 + 60
+
+# Time and memory, taken and given back all the time.
+BURNER = "while True: bytearray(8 << 20)[::4096]; sum(range(100000))"
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
 
@@ -206,3 +210,22 @@ def test_daemon_and_standby_that_nobody_restarts_are_seen_from_every_host(
         with_other.kill()
     here.call("run", "--disk", make_disk(disk.with_name("b.img")), "--", "true")
     assert_gone_before_the_record_changes(holder, lease_dir)
+
+
+def test_renewals_are_in_time_on_a_machine_that_has_no_time(
+    host: VmHost, holder: Child, lease_dir: Path, disk: Path
+) -> None:
+    """Swapped, collected or not scheduled: whatever delays a renewal, it is measured on the disk."""
+    claim(host, holder, disk)
+    burners = [Child([sys.executable, "-c", BURNER]) for _ in range(8 * (os.cpu_count() or 1))]
+    try:
+        with watch_delta(lease_dir, 1) as renewals:
+            wait_for("eight renewals", lambda: len(renewals.sightings) > 8, within=60)
+            steady = renewals.sightings[1:]
+            gaps = [later.seen - earlier.seen for earlier, later in zip(steady, steady[1:])]
+        assert max(gaps) < EXPIRY_SECONDS - CYCLE_SECONDS, gaps
+    finally:
+        for burner in burners:
+            burner.kill()
+    assert holder.running
+    assert host.generation == 1
