@@ -217,7 +217,7 @@ def test_renewals_are_in_time_on_a_machine_that_has_no_time(
 ) -> None:
     """Swapped, collected or not scheduled: whatever delays a renewal, it is measured on the disk."""
     claim(host, holder, disk)
-    burners = [Child([sys.executable, "-c", BURNER]) for _ in range(8 * (os.cpu_count() or 1))]
+    burners = [Child([sys.executable, "-c", BURNER]) for _ in range(4 * (os.cpu_count() or 1))]
     try:
         with watch_delta(lease_dir, 1) as renewals:
             wait_for("eight renewals", lambda: len(renewals.sightings) > 8, within=60)
