@@ -221,6 +221,8 @@ def _results(pieces: Iterator[Piece], jobs: int) -> Iterator[Result]:
         return
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         yield from pool.imap_unordered(run_piece, pieces)
+        pool.close()
+        pool.join()
 
 
 def _replay_all(paths: list[Path]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import random
@@ -10,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,16 +61,15 @@ class _Host(NamedTuple):
 
 @cache
 def _host(process_id: int) -> _Host:
-    """This process's own; on a file system that has O_DIRECT."""
-    root = Path(tempfile.mkdtemp(prefix="vmlockctl-fuzz-", dir=os.environ.get("TMPDIR", "/var/tmp")))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    """This process's own: leases on a file system that has O_DIRECT, its records in memory."""
+    root, run_root = _directory("/var/tmp"), _directory("/dev/shm")
     lease_dir = root / "leases"
     lease_dir.mkdir()
     made = scene("few/held-us")
     lockspace = lease_dir / "__LIBVIRT__DISKS__"
     lockspace.write_bytes(made.space)
     (lease_dir / _LEASE_NAME).write_bytes(made.resource)
-    run_dir = RunDir(str(root / "run"))
+    run_dir = RunDir(str(run_root))
     os.makedirs(run_dir.path, exist_ok=True)
     membership = Membership(str(lockspace), 0, SPACE, US, "hostB", IO_TIMEOUT, str(lease_dir))
     session = Session(run_dir, f"{SPACE}:0:{lockspace}:0")
@@ -97,12 +96,22 @@ def _host(process_id: int) -> _Host:
     }
     records = {name: json.loads(Path(path).read_text()) for name, path in paths.items()}
     target = LockspaceTarget(str(lockspace), 0, SPACE, 0, str(lease_dir))
-    templates = {name: json.loads(_portable(json.dumps(record), root)) for name, record in records.items()}
+    templates = {
+        name: json.loads(_portable(json.dumps(record), str(root))) for name, record in records.items()
+    }
     return _Host(session, directory, target, paths, records, templates)
 
 
-def _portable(text: str, root: Path) -> str:
-    return text.replace(boot_id(), _THIS_BOOT).replace(str(root), "/fuzz")
+def _portable(text: str, root: str) -> str:
+    return text.replace(boot_id(), _THIS_BOOT).replace(root, "/fuzz")
+
+
+def _directory(parent: str) -> Path:
+    """A temporary directory, there if that exists; it goes with this process."""
+    path = tempfile.mkdtemp(prefix="vmlockctl-fuzz-", dir=parent if os.path.isdir(parent) else None)
+    # Workers of a pool end without atexit.
+    Finalize(None, shutil.rmtree, args=(path,), kwargs={"ignore_errors": True}, exitpriority=1)
+    return Path(path)
 
 
 def _here() -> _Host:
@@ -163,8 +172,10 @@ _READERS: dict[str, Callable[[_Host], None]] = {
 
 
 def _put(path: str, data: bytes) -> None:
-    with open(path, "wb") as file:
+    # In place: a file that is made empty and written again is flushed to the disk each time (ext4).
+    with open(path, "r+b") as file:
         file.write(data)
+        file.truncate()
 
 
 def _run_record(case: Case) -> float:
