@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from tests.proofs.fuzzing import files, output, procedures, records
+from tests.proofs.fuzzing import files, output, procedures, records, rindex
 from tests.proofs.fuzzing.cases import CPU_LIMIT_SECONDS, SEEDS, Case, Target
 from tests.proofs.progress import Progress
 
@@ -29,9 +29,8 @@ RSS_LIMIT_MB = 200
 MAX_SAVED = 20  # failing cases of one run that are kept: one bug makes many
 _ROUND = 20_000  # cases of one piece of work, over all targets
 
-TARGETS = {
-    target.name: target for target in (*records.TARGETS, *procedures.TARGETS, *output.TARGETS, *files.TARGETS)
-}
+_MODULES = (records, procedures, output, files, rindex)
+TARGETS = {target.name: target for module in _MODULES for target in module.TARGETS}
 
 
 class Piece(NamedTuple):

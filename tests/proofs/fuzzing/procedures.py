@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any
 
 from tests.proofs.fuzzing.areas import choose_scene, mutated_area, same
@@ -22,6 +21,7 @@ from tests.proofs.fuzzing.scenes import (
     US,
     Scene,
     host_name,
+    keep_last,
     scene,
 )
 from vmlockctl.errors import OnDiskError, VmlockctlError
@@ -35,6 +35,7 @@ from vmlockctl.lease.delta import (
     renew,
 )
 from vmlockctl.lease.liveness import NEVER_OBSERVED, dead_in_seconds, host_state, observe
+from vmlockctl.lease.lvb import read_lvb, write_lvb
 from vmlockctl.lease.paxos import acquire
 from vmlockctl.lease.release import release, retract
 from vmlockctl.lease.request import clear_request, hosts_asking, pending_request, request
@@ -47,7 +48,7 @@ from vmlockctl.ondisk.request import verify_request
 from vmlockctl.text import safe
 
 
-@lru_cache(maxsize=1)
+@keep_last
 def _memory(name: str) -> Memory:
     made = scene(name)
     return Memory({SPACE_PATH: made.space, RESOURCE_PATH: made.resource}, now=NOW)
@@ -68,7 +69,7 @@ def _write_resource(memory: Memory, step: WriteSector) -> None:
     elif step.sector == geometry.dblock_sector(US):
         verify_dblock(step.data, host_id=US, num_hosts=geometry.max_hosts)
     else:
-        _clear_shared_mark(step, before)
+        dead_shared_mark(step, before)
 
 
 def _write_request(memory: Memory, step: WriteSector) -> None:
@@ -94,7 +95,7 @@ def _write_leader(before: bytes, data: bytes) -> None:
         raise Found(f"a field was changed that is not a writer's: {old} -> {new}")
 
 
-def _clear_shared_mark(step: WriteSector, before: bytes) -> None:
+def dead_shared_mark(step: WriteSector, before: bytes) -> None:
     host_id = step.sector - 1
     row, mode = OBSERVATIONS.get(host_id), ModeBlock.from_bytes(before)
     gone = row is not None and (
@@ -141,6 +142,21 @@ def _acquire(**options: Any) -> Callable[[Memory, Scene], None]:
             raise Found(f"a grant that does not hold: {error.message}") from error
 
     return run
+
+
+def _write_value(memory: Memory, step: WriteSector) -> None:
+    geometry = step.area.geometry
+    if (step.area.path, step.sector) != (RESOURCE_PATH, geometry.lvb_sector):
+        raise Found(f"a write to {step.area.path} sector {step.sector}: {step.what}")
+
+
+def _value(memory: Memory, made: Scene) -> None:
+    """Acquire, and hand a value on in the block that is there for it."""
+    held = memory.run(acquire(made.claimant, LEASE), may_write=_write_resource)
+    memory.run(read_lvb(made.claimant, held), may_write=_write_nothing)
+    memory.run(write_lvb(made.claimant, held, b"value"), may_write=_write_value)
+    if memory.run(read_lvb(made.claimant, held), may_write=_write_nothing).rstrip(b"\0") != b"value":
+        raise Found("the value that was written is not there")
 
 
 def _convert(memory: Memory, made: Scene) -> None:
@@ -215,6 +231,7 @@ ACTIONS: dict[str, dict[str, Callable[[Memory, Scene], None]]] = {
         "expect-lver": _acquire(expect_lver=1),
         "wait": _acquire(wait_for_dead_owner=True),
         "to-exclusive": _convert,
+        "value": _value,
     },
     "release": {
         "release": _on_resource(lambda s: release(s.claimant, LEASE, lver=1)),

@@ -6,13 +6,15 @@ others were never there. Everything is seen from host 2, generation 3.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 from tests.proofs.fuzzing.memory import Memory
 from vmlockctl.lease.delta import HostLease, Lockspace
 from vmlockctl.lease.liveness import Observation
+from vmlockctl.lease.lvb import write_lvb
 from vmlockctl.lease.paxos import acquire
 from vmlockctl.lease.release import release
 from vmlockctl.lease.resource import Claimant, Resource, write_note
@@ -24,6 +26,7 @@ from vmlockctl.ondisk.leader import PAXOS_CLEARED_MAGIC, Leader, name_field, new
 from vmlockctl.ondisk.request import Request
 from vmlockctl.units import MIB
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 SPACE, RESOURCE = "space", "disk"
@@ -94,8 +97,20 @@ OBSERVATIONS = {
 }
 
 
-@cache
-def space_image(geometry: Geometry) -> bytes:
+def keep_last(make: Callable[[K], T]) -> Callable[[K], T]:
+    """Keep what was made last, and let go of it before something else is made: up to 32 MiB each."""
+    kept: dict[K, T] = {}
+
+    def made(key: K) -> T:
+        if key not in kept:
+            kept.clear()
+            kept[key] = make(key)
+        return kept[key]
+
+    return made
+
+
+def _space_image(geometry: Geometry) -> bytes:
     image = bytearray(lockspace_area(geometry, space_name=SPACE, io_timeout=IO_TIMEOUT))
     free = new_delta(geometry, space_name=SPACE, io_timeout=IO_TIMEOUT)
     timestamps = {LIVE: 1000, US: NOW - 10, DEAD: 100, GONE: 0, AGAIN: 400}
@@ -107,6 +122,13 @@ def space_image(geometry: Geometry) -> bytes:
         at = geometry.delta_sector(host_id) * geometry.sector_size
         image[at : at + geometry.sector_size] = record.sector(geometry.sector_size)
     return bytes(image)
+
+
+_small_space, _last_space = cache(_space_image), keep_last(_space_image)
+
+
+def space_image(geometry: Geometry) -> bytes:
+    return _small_space(geometry) if geometry == DEFAULT_GEOMETRY else _last_space(geometry)
 
 
 class _Maker:
@@ -148,7 +170,9 @@ def _unused(maker: _Maker) -> None:
 
 def _held_by(host_id: int) -> Callable[[_Maker], None]:
     def make(maker: _Maker) -> None:
-        maker.acquire(host_id)
+        held = maker.acquire(host_id)
+        if maker.geometry.lvb_sector is not None:
+            maker.run(write_lvb(claimant(maker.lockspace, host_id), held, b"\x1b[2J of the holder"))
         maker.note(host_id=host_id, generation=GENERATIONS[host_id], lver=1)
 
     return make
@@ -245,17 +269,18 @@ SCENES = [f"{size}/{state}" for size in SIZES for state in STATES]
 FEW_SCENES = [f"few/{state}" for state in STATES]
 
 
-def few_cached(make: Callable[[str], T]) -> Callable[[str], T]:
-    """Keep what is made for each small scene, and for the last of the others, of up to 8 MiB."""
-    small, others = cache(make), lru_cache(maxsize=1)(make)
-    return lambda name: small(name) if name.startswith("few/") else others(name)
-
-
-@few_cached
-def scene(name: str) -> Scene:
+@cache
+def _packed(name: str) -> bytes:
+    """The resource of a scene, made once; nearly all of it is zeros."""
     size, state = name.split("/")
     geometry, num_hosts = _sizes(size)
     maker = _Maker(geometry, num_hosts)
     STATES[state](maker)
-    resource = maker.memory.image(RESOURCE_PATH)
+    return zlib.compress(maker.memory.image(RESOURCE_PATH), 1)
+
+
+@keep_last
+def scene(name: str) -> Scene:
+    geometry, num_hosts = _sizes(name.split("/", maxsplit=1)[0])
+    resource = zlib.decompress(_packed(name))
     return Scene(name, geometry, num_hosts or geometry.max_hosts, space_image(geometry), resource)
