@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Optional
 
 from tests.proofs.fuzzing.cases import Case, Patch
@@ -24,11 +24,12 @@ def _mutator(name: str, path: str, sector: int) -> Mutator:
     size, state = name.split("/")
     if path == SPACE_PATH:
         state = "unused"
-    return _made_mutator(f"{size if sector == 0 else 'few'}/{state}", path, sector)
+    if size == "few" or sector:
+        return _small_mutator(f"few/{state}", path, sector)
+    return _other_mutator(name, path, sector)
 
 
-@lru_cache(maxsize=250)
-def _made_mutator(name: str, path: str, sector: int) -> Mutator:
+def _make_mutator(name: str, path: str, sector: int) -> Mutator:
     made = scene(name)
     size = made.geometry.sector_size
     content = made.space if path == SPACE_PATH else made.resource
@@ -37,6 +38,10 @@ def _made_mutator(name: str, path: str, sector: int) -> Mutator:
         layout = REQUEST_LAYOUT if sector == 1 else DBLOCK_LAYOUT
     others = [content[size * i : size * (i + 1)] for i in range(4) if i != sector]
     return Mutator(content[size * sector : size * (sector + 1)], layout, others, seed=sector)
+
+
+# A mutator takes half a megabyte: those of the small scenes are kept, of the others the last ones.
+_small_mutator, _other_mutator = cache(_make_mutator), lru_cache(maxsize=2)(_make_mutator)
 
 
 def _resource_sector(source: random.Random) -> int:
