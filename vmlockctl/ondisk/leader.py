@@ -209,7 +209,7 @@ def _absurd(what: str, found: int) -> WrongField:
 
 
 def _found_magic(sector: bytes) -> str:
-    if not any(sector):
+    if sector == bytes(len(sector)):
         return "only zeros"
     return f"{int.from_bytes(sector[:4], 'little'):#010x}"
 
