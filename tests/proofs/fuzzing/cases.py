@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -56,6 +57,18 @@ class Target(NamedTuple):
     run: Callable[[Any], float]  # returns the seconds that were waited; raises what is found
     describe: Callable[[Any], Case]
     revive: Callable[[Case], Any]  # the inverse of ``describe``
+
+
+class Checking:
+    """The CPU seconds that the checks of what is printed have taken: they are no reader's."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.process_time()
+
+    def __exit__(self, *exc_info: object) -> None:
+        Checking.seconds += time.process_time() - self._begun
 
 
 def check_error(error: VmlockctlError) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tests.proofs.fuzzing.areas import choose_scene, mutated_area, same
-from tests.proofs.fuzzing.cases import Case, Found, Target, check_text
+from tests.proofs.fuzzing.cases import Case, Checking, Found, Target, check_text
 from tests.proofs.fuzzing.scenes import NOW, OBSERVATIONS, RESOURCE_PATH, SPACE_PATH, scene
 from vmlockctl.cli import dump_leases as dump_command
 from vmlockctl.cli import status as status_command
@@ -25,7 +25,8 @@ def printed(show: Callable[[], None]) -> str:
     with contextlib.redirect_stdout(out):
         show()
     text = out.getvalue()
-    check_text(text)
+    with Checking():
+        check_text(text)
     return text
 
 
@@ -36,7 +37,8 @@ def check_json(text: str) -> None:
         raise Found(f"{constant} is not JSON")
 
     try:
-        json.loads(text, parse_constant=refuse)
+        with Checking():
+            json.loads(text, parse_constant=refuse)
     except ValueError as error:
         raise Found(f"what is printed is not JSON: {error}") from error
     if not text.isascii():
