@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 JOINING = "joining"
 LIVE = "live"
 LOST = "lost"
+LEAVING = "leaving"  # nothing is granted any more; the record on the disk may or may not be free by now
 LEFT = "left"
 
 # The guarantee levels of the design: this daemon and its standby are the first.
@@ -173,6 +174,8 @@ class LockspaceDir:
         if state is None or state.state == LEFT:
             raise NotJoined("this host has not joined the lockspace")
         target = state.membership.target
+        if state.state == LEAVING:
+            raise NotJoined(f"{target}: this host is leaving the lockspace")
         if state.state == JOINING or not state.is_this_boot:
             raise NotJoined(
                 f"{target}: this host has not joined the lockspace yet", hint="wait for 'status' to say live"
@@ -221,7 +224,7 @@ def _state_from(record: dict[str, Any]) -> Optional[HostState]:
     fields["attempts"] = tuple(fields["attempts"])
     fields["file"] = tuple(fields["file"])
     state = HostState(membership=membership, **fields)
-    if state.state not in (JOINING, LIVE, LOST, LEFT):
+    if state.state not in (JOINING, LIVE, LOST, LEAVING, LEFT):
         return None
     if (state.sector_size, state.align_size) not in ALL_GEOMETRIES:
         return None

@@ -76,12 +76,11 @@ class _Daemon:
             self._keep_standby()
             self._supervisor.tick()
             reap_children()
-            if self._stop_asked and self._may_stop():
+            if self._stop_asked and self._stopped():
                 break
         else:
             log(f"{self._run_dir.path} was removed: the daemon ends", WARNING)
-        self._stop_standby()
-        self._supervisor.stop()
+            self._stop_standby()
         log(f"daemon {os.getpid()} ends")
         # A thread that hangs in storage must not keep the process, and with it the lock.
         os._exit(0)
@@ -90,10 +89,12 @@ class _Daemon:
         self._stop_asked = True
         self._supervisor.watches.wake()
 
-    def _may_stop(self) -> bool:
+    def _stopped(self) -> bool:
         """Never while a VM relies on us: nobody would renew its lease."""
         if not self._supervisor.has_claims():
-            return True
+            self._stop_standby()
+            if self._supervisor.stop():
+                return True
         if not self._stop_refused:
             log("asked to stop, but leases are held: stop their VMs first; the daemon stays", WARNING)
         self._stop_refused, self._stop_asked = True, False

@@ -14,7 +14,17 @@ from __future__ import annotations
 import threading
 
 from vmlockctl import clock
-from vmlockctl.daemon.hoststate import JOINING, LEFT, LIVE, LOST, HostState, LockspaceDir, Membership
+from vmlockctl.daemon.claims import ClaimStore
+from vmlockctl.daemon.hoststate import (
+    JOINING,
+    LEAVING,
+    LEFT,
+    LIVE,
+    LOST,
+    HostState,
+    LockspaceDir,
+    Membership,
+)
 from vmlockctl.errors import HostLeaseLost, StorageError, VmlockctlError
 from vmlockctl.host.process import boot_id
 from vmlockctl.host.rundir import FileLock
@@ -48,6 +58,15 @@ def joined_state(membership: Membership, lease_record: bytes, generation: int, a
                  renewed_at: float) -> HostState:  # fmt: skip
     """host.json right after a join."""
     return HostState(membership, LIVE, generation, *area_sizes, lease_record.hex(), (), renewed_at, boot_id())
+
+
+def _why_uncertain(state: HostState) -> str:
+    """Why a host lease that an earlier daemon had is not continued."""
+    if not state.is_this_boot:
+        return "reboot"
+    if state.state == LEAVING:
+        return "the daemon ended before it had left the lockspace"
+    return "no renewal in time before this daemon started"
 
 
 class Renewal:
@@ -122,16 +141,39 @@ class Renewal:
         """Every process that relied on the lost host lease was seen to be gone."""
         self._all_gone.set()
 
-    def stop(self, *, leave_lockspace: bool) -> None:
-        self._leave = leave_lockspace
+    def leave(self) -> bool:
+        """Stop, and give the host id back if we have it. False, and all stays, while leases are held.
+
+        A command has written its claim before it asks whether the host lease is live, and it asks before
+        each write; we say that we leave before we look at the claims. So one of the two sees the other.
+        """
+        with self._mutex:
+            state = self._state
+            if state is not None and state.state == LIVE and not self._say_leaving(state):
+                return False
+            self._leave = True
         self._stop.set()
         self._all_gone.set()
+        return True
+
+    def _say_leaving(self, state: HostState) -> bool:
+        try:
+            self.directory.write_state(state._replace(state=LEAVING))
+        except VmlockctlError as error:
+            log(f"{self.membership.target}: cannot leave: {error.message}", WARNING)
+            return False
+        if ClaimStore(self.directory.claims_path).all():
+            self._set(state)
+            return False
+        self._state = state._replace(state=LEAVING)
+        return True
 
     # -- the thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             self._lock_host()
+            self._state = self.directory.read_state()  # another thread may have left meanwhile
             while not self._stop.is_set():
                 self._cycle()
         except _Stopped:
@@ -160,7 +202,7 @@ class Renewal:
         elif state.state == LIVE and state.is_certain(clock.boottime()):
             log(f"{self.membership.target}: continuing generation {state.generation}")
         elif state.state != LOST:
-            self.lose("no renewal in time before this daemon started" if state.is_this_boot else "reboot")
+            self.lose(_why_uncertain(state))
         if self.is_lost:
             self._all_gone.wait()
             if self._stop.is_set():
@@ -208,13 +250,13 @@ class Renewal:
             )
         )
         with self._mutex:
-            self._set(
-                joined_state(
-                    member, lease.record.to_bytes(), lease.generation, geometry, self._attempt_started
-                )
+            joined = joined_state(
+                member, lease.record.to_bytes(), lease.generation, geometry, self._attempt_started
             )
+            self._set(joined._replace(state=LEAVING) if self._leave else joined)
         self._earlier_instance_gone = False
-        self._on_joined(member)
+        if not self._leave:
+            self._on_joined(member)
         log(f"{member.target}: joined as host id {member.host_id} generation {lease.generation}")
 
     def _renew_until_lost(self) -> None:
@@ -291,7 +333,9 @@ class Renewal:
 
     def _finish(self) -> None:
         state = self._state
-        if self._leave and state is not None and state.state == LIVE:
+        if state is not None and state.state == JOINING:
+            self._set(state._replace(state=LOST, problem="told to leave before the join was complete"))
+        if state is not None and state.state == LEAVING:
             try:
                 self._driver.run(leave(state.lease, expected=state.expected))
                 self._set(state._replace(state=LEFT))

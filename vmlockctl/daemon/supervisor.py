@@ -14,7 +14,7 @@ import signal
 
 from vmlockctl import clock
 from vmlockctl.daemon.claims import ACQUIRING, HELD, Claim, ClaimStore
-from vmlockctl.daemon.hoststate import LEFT, LockspaceDir, Membership
+from vmlockctl.daemon.hoststate import LockspaceDir, Membership
 from vmlockctl.daemon.leasework import LeaseWork
 from vmlockctl.daemon.memberships import Memberships
 from vmlockctl.daemon.renewal import Renewal
@@ -310,13 +310,17 @@ class Supervisor:
     def has_claims(self) -> bool:
         return any(keeper.claims.all() for keeper in self.keepers.values())
 
-    def stop(self) -> None:
-        """Leave every lockspace cleanly. Only without claims; memberships stay."""
-        for keeper in self.keepers.values():
-            keeper.renewal.stop(leave_lockspace=True)
-            keeper.work.stop()
-        for keeper in self.keepers.values():
+    def stop(self) -> bool:
+        """Leave every lockspace cleanly; memberships stay. False, and those that were left are joined again,
+        when a lease is held in one.
+        """
+        keepers = list(self.keepers.items())
+        if not all(self._leave(target, keeper) for target, keeper in keepers):
+            self._version = -1
+            return False
+        for _, keeper in keepers:
             keeper.renewal.thread.join(keeper.membership.io_timeout * 2)
+        return True
 
     def _follow_memberships(self) -> None:
         wanted = {membership.target: membership for membership in self._memberships.all()}
@@ -324,10 +328,17 @@ class Supervisor:
             if target not in self.keepers:
                 self._add(target, membership)
         for target in set(self.keepers) - set(wanted):
-            keeper = self.keepers.pop(target)
-            state = keeper.directory.read_state()
-            keeper.renewal.stop(leave_lockspace=state is not None and state.state != LEFT)
-            keeper.work.stop()
+            keeper = self.keepers[target]
+            if not self._leave(target, keeper):
+                log(f"{target}: leases are held: this host stays", WARNING)
+                self._memberships.add(keeper.membership)
+
+    def _leave(self, target: str, keeper: Keeper) -> bool:
+        if not keeper.renewal.leave():
+            return False
+        keeper.work.stop()
+        del self.keepers[target]
+        return True
 
     def _add(self, target: str, membership: Membership) -> None:
         path = self._run_dir.lockspace_dir(membership.name, membership.path, membership.offset)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from vmlockctl import clock
 from vmlockctl.config import load
 from vmlockctl.daemon.control import ensure_running
-from vmlockctl.daemon.hoststate import LEFT, Membership
+from vmlockctl.daemon.hoststate import LEAVING, LEFT, Membership
 from vmlockctl.daemon.renewal import log_write
 from vmlockctl.errors import ContentionError, HostIdBusy, SetupError
 from vmlockctl.host.rundir import FileLock
@@ -87,7 +87,7 @@ def _already_joined(
 ) -> Optional[Joined]:
     """The answer when this host is in the lockspace; None if it is not, in fact."""
     state = session.directory_of(known).read_state()
-    if state is None or state.state == LEFT:
+    if state is None or state.state in (LEAVING, LEFT):
         return None
     if host_id not in (None, known.host_id) or host_name not in (None, known.host_name):
         raise SetupError(
@@ -117,7 +117,7 @@ def _join(
 
     lock = FileLock(directory.host_lock_path)
     if not lock.try_acquire():
-        raise HostIdBusy(f"{membership.target}: another process of this host is joining it")
+        raise HostIdBusy(f"{membership.target}: another process of this host is joining or leaving it")
     try:
         before = directory.read_state()
         if before is not None and before.membership == membership and before.is_certain(clock.boottime()):

@@ -32,13 +32,7 @@ def remove_host(session: Session, target_text: Optional[str]) -> Membership:
     directory = session.directory_of(membership)
     claims = _claims_in_use(ClaimStore(directory.claims_path))
     if claims:
-        held = [(safe(c.disk), c.processes[0].pid if c.processes else c.state) for c in claims]
-        names = ", ".join(f"{disk} (process {user})" for disk, user in held)
-        raise Refused(
-            f"{membership.target}: leases are held: {names}",
-            hint="stop those VMs first",
-            details={"resources": [claim.resource for claim in claims]},
-        )
+        raise _leases_are_held(membership, claims)
     ensure_running(session.run_dir)
     session.memberships.remove(membership)  # the daemon leaves when it sees that
     deadline = clock.monotonic() + _LEAVE_SECONDS
@@ -46,6 +40,8 @@ def remove_host(session: Session, target_text: Optional[str]) -> Membership:
         state = directory.read_state()
         if state is None or state.state == LEFT:
             break
+        if membership in session.memberships.all():  # the daemon saw that a lease was acquired meanwhile
+            raise _leases_are_held(membership, ClaimStore(directory.claims_path).all())
         if state.state == LOST or clock.monotonic() > deadline:
             raise IoTimeout(
                 f"{membership.target}: the host id could not be given back: {state.problem or 'no answer'}",
@@ -54,6 +50,16 @@ def remove_host(session: Session, target_text: Optional[str]) -> Membership:
         clock.sleep(0.05)
     shutil.rmtree(directory.path, ignore_errors=True)
     return membership
+
+
+def _leases_are_held(membership: Membership, claims: list[Claim]) -> Refused:
+    held = [(safe(c.disk), c.processes[0].pid if c.processes else c.state) for c in claims]
+    names = ", ".join(f"{disk} (process {user})" for disk, user in held)
+    return Refused(
+        f"{membership.target}: leases are held: {names or 'by a command that has ended since'}",
+        hint="stop those VMs first",
+        details={"resources": [claim.resource for claim in claims]},
+    )
 
 
 def _claims_in_use(store: ClaimStore) -> list[Claim]:

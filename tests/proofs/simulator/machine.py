@@ -313,8 +313,7 @@ class Machine:
     def leave_and_join_again(self) -> None:
         """The daemon ends in peace, leaves, and is started again.
 
-        No command is on its way, and none begins meanwhile: it would acquire under a host id that is being
-        given back, which is for the daemon and the commands to exclude.
+        Nothing is claimed, and from here on no command passes its guard (``Renewal.leave``).
         """
         clockwork, boots = self.world.clockwork, self.boots
         for task in (self.renewal, self.supervisor, self.lease_work):

@@ -220,8 +220,7 @@ class World:
         self.clockwork.call(self.rng.uniform(60.0, 900.0), off)
 
     def _leave(self, machine: Machine) -> None:
-        commands = any(task.lane is machine.commands for task in machine.tasks)
-        if machine.is_live and machine.daemon_runs and not machine.claims and not commands:
+        if machine.is_live and machine.daemon_runs and not machine.claims:
             machine.leave_and_join_again()
 
     def calm_down(self) -> None:
