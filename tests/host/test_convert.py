@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.disk import lease_leader, lease_owner, shared_hosts
+from tests.support.disk import lease_leader, lease_owner, resource_path, shared_hosts, write_leader
 from tests.support.programs import Child, find_program, standing_process
 from tests.support.vmhost import VmHost, error_object
 from tests.support.waiting import wait_for
@@ -89,6 +89,23 @@ def test_it_stays_exclusive_while_the_disk_is_open_for_writing(
         assert refused.returncode == 77
         assert str(writer.pid) in refused.stderr
         assert lease_owner(lease_dir, disk) == 1
+
+
+def test_a_lease_that_is_lost_is_not_turned_into_a_shared_one(
+    host: VmHost, holder: Child, lease_dir: Path, disk: Path
+) -> None:
+    """Another host owns it by now: whoever relied on it ends, as with every lease that is lost."""
+    assert host.acquire(holder.pid, disk).returncode == 0
+    ours = lease_leader(lease_dir, disk)
+    assert ours is not None
+    stolen = ours._replace(lver=ours.lver + 1, owner_id=2, write_id=2).sealed()
+    write_leader(resource_path(lease_dir, disk), stolen)
+    refused = host.call("release", "--pid", str(holder.pid), "--to-shared", disk, "--json")
+    assert refused.returncode == 76, refused
+    assert error_object(refused)["code"] == "lease-lost"
+    holder.wait(within=10)
+    assert shared_hosts(lease_dir, disk) == []
+    assert lease_leader(lease_dir, disk) == stolen
 
 
 def test_all_or_nothing_turns_back_what_it_converted(

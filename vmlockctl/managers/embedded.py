@@ -314,7 +314,12 @@ class EmbeddedManager:
             if not claim.is_shared:
                 self._store.write(claim._replace(state=CONVERTING, mode=SHARED, command=_ourselves()))
                 claimant = self._directory.claimant(state)
-                self._driver.run(to_shared(claimant, claim.lease, lver=claim.lver))
+                try:
+                    self._driver.run(to_shared(claimant, claim.lease, lver=claim.lver))
+                except LeaseLost:
+                    # Nothing was written, nothing is left to share; the daemon ends who relied on it.
+                    self._store.write(claim)
+                    raise
                 confirm_shared(self._driver, claimant, claim)
                 self._store.write(claim._replace(mode=SHARED))
             return claim.lver
