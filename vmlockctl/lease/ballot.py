@@ -11,7 +11,7 @@ anything after it fails, other hosts may still commit our value (section 4.8).
 
 from __future__ import annotations
 
-from vmlockctl.errors import WrongDblock
+from vmlockctl.errors import StorageError, WrongDblock
 from vmlockctl.lease.steps import Area, Procedure, now, read_sectors, write_sectors
 from vmlockctl.lease.timeouts import read_timeout_seconds, write_timeout_seconds
 from vmlockctl.ondisk.dblock import (
@@ -108,13 +108,15 @@ def run_ballot(
     """Run both phases of ballot ``mbal`` for ``lver``; ``mode`` and ``flags`` stand in our sector meanwhile.
 
     ``own`` is our dblock as it stands. A value of this version that we proposed before stays in it, as the
-    paper has it: it may have been chosen, and only our dblock may know. (sanlock blanks it.)
+    paper has it: it may have been chosen, and only our dblock may know. (sanlock blanks it.) Raises
+    ``StorageError`` where a write of ours is not there when we look, besides what the I/O raises.
     """
     earlier = own if own.lver == lver else Dblock(lver=lver)
     mine = earlier._replace(mbal=mbal, flags=flags).sealed()
     yield from write_own(proposer, mine, mode, what=f"ballot {mbal} phase 1 for lver {lver}")  # w1
 
     image = yield from read_dblocks(proposer)  # r2
+    _require_written(image, proposer, mine, mode)
     shared = _shared_in(image, proposer)
     best: Optional[Dblock] = None
     for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts):
@@ -138,12 +140,27 @@ def run_ballot(
     yield from write_own(proposer, mine, mode, what=f"ballot {mbal} phase 2 for lver {lver}")  # w3
 
     image = yield from read_dblocks(proposer)  # r4
+    _require_written(image, proposer, mine, mode)
     for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts):
         dblock = _intact(host_id, used)
         aborted = dblock and _aborted_by(mine, host_id, dblock)
         if aborted:
             return aborted
     return Decided(mine, shared)
+
+
+def _require_written(image: bytes, proposer: Proposer, mine: Dblock, mode: ModeBlock) -> None:
+    """Our own sector too is what we wrote: the paper rests on a write being there for whoever reads later.
+
+    One that the storage acknowledged and lost lets two hosts win, neither of which saw the other.
+    """
+    geometry = proposer.area.geometry
+    sector, size = geometry.dblock_sector(proposer.host_id), geometry.sector_size
+    if image[sector * size : (sector + 1) * size] != own_sector(mine, mode, size):
+        raise StorageError(
+            f"{proposer.area.path}:{proposer.area.byte_offset(sector)}: ballot {mine.mbal} for lver "
+            f"{mine.lver}: the storage lost a write that it had acknowledged"
+        )
 
 
 def _shared_in(image: bytes, proposer: Proposer) -> dict[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.sim.scene import NOW, Scene
-from tests.support.memory import ERROR, ERROR_LANDED, Fault, fail_at
+from tests.support.memory import ERROR, ERROR_LANDED, LOST, Fault, fail_at
 from tests.unit.ondisk.test_geometry import each_geometry
 from vmlockctl.errors import StorageError
 from vmlockctl.lease.ballot import (
@@ -213,6 +213,30 @@ def test_an_error_is_told(number: int, kind: str) -> None:
     with pytest.raises(StorageError):
         ballot(scene, faults=fail_at(number, Fault(kind)))
     scene.verify_area()
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_write_that_is_lost_is_seen_in_the_next_read(number: int) -> None:
+    """Whoever ran the same ballot version meanwhile saw nothing of us, and may have won it."""
+    scene = Scene()
+    with pytest.raises(StorageError, match="lost a write") as failure:
+        ballot(scene, faults=fail_at(number, Fault(LOST)))
+    own = scene.area.byte_offset(scene.area.geometry.dblock_sector(1))
+    assert failure.value.message.startswith(f"/disk:{own}: ballot 4001 for lver {V}: ")
+    assert len(scene.last.ios) == number + 1
+
+
+@pytest.mark.parametrize("mode", [ModeBlock(), ModeBlock.shared(9)])
+def test_a_sector_of_ours_that_somebody_else_wrote_ends_the_ballot(mode: ModeBlock) -> None:
+    scene = Scene()
+
+    def watch(host: object, step: WriteSector) -> None:
+        scene.sim._on_write = None
+        scene.put_own(1, Dblock(lver=V - 1), mode)
+
+    scene.sim._on_write = watch
+    with pytest.raises(StorageError, match="lost a write"):
+        ballot(scene)
 
 
 def test_used_sectors_of_an_image() -> None:

@@ -168,11 +168,13 @@ def test_our_own_mark_of_an_earlier_life_is_no_obstacle(scene: Scene) -> None:
     assert scene.mode(1) == ModeBlock()
 
 
-def test_our_own_mark_that_our_ballot_did_not_wipe_out_is_no_obstacle(scene: Scene) -> None:
+def test_our_own_old_mark_that_our_ballot_does_not_wipe_out_is_a_lost_write(scene: Scene) -> None:
     """The first write of the ballot was lost: the mark is still there when the dblocks are read."""
     sharing(scene, 1)
-    held = scene.acquire(1, generation=2, task={"faults": fail_at(3, Fault(LOST))})
-    assert held.leader.owner == (1, 2)
+    with pytest.raises(StorageError, match="lost a write"):
+        scene.acquire(1, generation=2, task={"faults": fail_at(3, Fault(LOST))})
+    assert scene.leader().is_free
+    assert scene.acquire(1, generation=2).leader.owner == (1, 2)
 
 
 def test_a_mark_of_generation_0_is_nobodys(scene: Scene) -> None:
