@@ -68,8 +68,17 @@ def own_record_watch_seconds(io_timeout: int) -> int:
 
 
 def set_bitmap_seconds(io_timeout: int) -> int:
-    """How long a bit for another host stays in our renewals, and how often one sender is heeded (1.4)."""
+    """How often at most a host heeds the requests of one sender (1.4)."""
     return 6 * io_timeout
+
+
+def bit_stands_seconds(io_timeout: int) -> int:
+    """How long a bit for another host stays in our renewals.
+
+    A cycle longer than ``set_bitmap_seconds``, for which sanlock sets it: whoever heeded us just before looks
+    again while the bit is there.
+    """
+    return set_bitmap_seconds(io_timeout) + id_renewal_seconds(io_timeout)
 
 
 def renewal_retry_seconds() -> float:

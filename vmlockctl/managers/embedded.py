@@ -40,7 +40,7 @@ from vmlockctl.lease.release import release, retract
 from vmlockctl.lease.request import Asked, clear_request, request
 from vmlockctl.lease.resource import Claimant, Held, Resource, write_note
 from vmlockctl.lease.steps import WriteSector
-from vmlockctl.lease.timeouts import set_bitmap_seconds
+from vmlockctl.lease.timeouts import bit_stands_seconds
 from vmlockctl.log import WARNING, log, who
 from vmlockctl.managers.base import Grant, User, Want
 from vmlockctl.managers.busy import held_by_claim
@@ -338,7 +338,7 @@ class EmbeddedManager:
     def request(self, want: Want, *, force: bool) -> Optional[Asked]:
         """Ask whoever holds the lease exclusively to let it go; None: nobody does.
 
-        The owner's bit goes with our next renewals, for ``set_bitmap_seconds``.
+        The owner's bit goes with our next renewals, for ``bit_stands_seconds``.
         """
         state = self._directory.require_live()
         self._generation = state.generation
@@ -348,7 +348,7 @@ class EmbeddedManager:
         finally:
             self._driver.close()
         if asked is not None:
-            self._directory.set_bit(asked.owner_id, set_bitmap_seconds(state.membership.io_timeout))
+            self._directory.set_bit(asked.owner_id, bit_stands_seconds(state.membership.io_timeout))
         return asked
 
     def clear_request(self, want: Want) -> bool:
