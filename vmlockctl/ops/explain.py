@@ -17,9 +17,10 @@ from vmlockctl.host.libvirt import Domain, domains
 from vmlockctl.host.openers import Identity
 from vmlockctl.host.process import comm, exists
 from vmlockctl.lease.liveness import DEAD
+from vmlockctl.ops.disknames import DiskNames
 from vmlockctl.ops.explain_advice import advise, summarise
 from vmlockctl.ops.explain_local import local_use
-from vmlockctl.ops.explain_target import disk_of_digest, disks_meant
+from vmlockctl.ops.explain_target import disks_meant
 from vmlockctl.ops.explanation import BUSY, FREE, LEASE, STALE, UNKNOWN, Explanation, Holder
 from vmlockctl.ops.session import Session
 from vmlockctl.ops.status import SHARED, Lease, Status, status
@@ -63,12 +64,16 @@ def look_around(session: Session, *, observe_seconds: float = 0.0) -> World:
 
 def find_disks(world: World, text: str) -> list[str]:
     """The disks that ``text`` means; empty where it means none."""
-    return disks_meant(
-        text,
-        world.claims,
-        world.domains,
-        lambda path: disk_of_digest(os.path.basename(path), world.leases, world.domains),
-    )
+    return disks_meant(text, world.claims, world.domains, lambda path: _disk_of_lease(world, path))
+
+
+def _disk_of_lease(world: World, path: str) -> Optional[str]:
+    resource = os.path.basename(path)
+    known = next((lease.disk for lease in world.leases if lease.resource == resource), None)
+    if known is None:
+        found = DiskNames().find(resource)
+        known = found.path if found is not None else None
+    return known
 
 
 def explain_disk(world: World, disk: str) -> Explanation:

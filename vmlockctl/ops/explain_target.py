@@ -13,14 +13,12 @@ from vmlockctl.host.libvirt import Domain
 from vmlockctl.host.process import cmdline, working_directory
 from vmlockctl.host.qemu import find_disks, is_qemu, vm_name
 from vmlockctl.host.qemus import RunningQemu, running_qemus
-from vmlockctl.specs import LIBVIRT_LOCKSPACE, resource_name
+from vmlockctl.specs import LIBVIRT_LOCKSPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Optional
-
-    from vmlockctl.ops.status import Lease
 
 _DIGEST_LEN = 32
 
@@ -70,17 +68,6 @@ def _disks_of_vm(name: str, claims: Iterable[Claim], domains: Iterable[Domain]) 
     if not found:
         found = [disk.path for qemu in running_qemus() if qemu.name == name for disk in qemu.disks]
     return list(dict.fromkeys(found))
-
-
-def disk_of_digest(
-    digest: str, leases: Iterable[Lease], domains: Iterable[Domain], candidates: Iterable[str] = ()
-) -> Optional[str]:
-    """The disk that a lease named by an MD5 stands for: its note, our claims, libvirt, a guess proven."""
-    for lease in leases:
-        if lease.resource == digest and lease.disk:
-            return lease.disk
-    paths = [disk.path for domain in domains for disk in domain.disks] + [*candidates]
-    return next((path for path in paths if resource_name(path) == digest), None)
 
 
 def qemu_of(pid: int) -> Optional[RunningQemu]:

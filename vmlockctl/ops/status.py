@@ -26,6 +26,7 @@ from vmlockctl.lease.liveness import (
     observe,
 )
 from vmlockctl.lease.steps import read_sectors
+from vmlockctl.ops.disknames import DiskNames
 from vmlockctl.ops.dump_leases import RESOURCE, AreaDump, dump
 from vmlockctl.ops.session import (
     Session,
@@ -70,6 +71,7 @@ class Lease(NamedTuple):
     owners: list[dict[str, Any]]
     takeover_in: Optional[float]
     damage: list[dict[str, Any]]
+    disk_source: Optional[str] = None  # who knows the disk, in words
 
 
 class Status(NamedTuple):
@@ -212,12 +214,20 @@ def _leases(
     paths = lease_paths(target, disks)
     by_id = {host.host_id: host for host in hosts}
     by_resource = {claim.resource: claim for claim in claims}
+    names = DiskNames()
     lockspace_first = [target.path] if target.lease_dir is not None and paths else []
-    return [
+    leases = (
         lease_of(area, by_id, by_resource.get(os.path.basename(area.path)), our_id)
         for area in dump([*lockspace_first, *paths])
         if area.path != target.path
-    ]
+    )
+    return [_named(lease, names) for lease in leases]
+
+
+def _named(lease: Lease, names: DiskNames) -> Lease:
+    """A lease whose disk neither its owner note nor our claim tells, with the disk that its digest proves."""
+    found = names.find(lease.resource) if lease.disk is None else None
+    return lease if found is None else lease._replace(disk=found.path, disk_source=found.source)
 
 
 def lease_of(area: AreaDump, hosts: dict[int, Host], claim: Optional[Claim], our_id: int) -> Lease:
@@ -225,9 +235,12 @@ def lease_of(area: AreaDump, hosts: dict[int, Host], claim: Optional[Claim], our
     resource = area.leader["resource_name"] if area.leader else os.path.basename(area.path)
     note = area.owner_note or {}
     disk = claim.disk if claim is not None else note.get("disk")
+    source = None if disk is None else "owner note" if claim is None else "claim"
     if area.kind != RESOURCE or area.leader is None or area.damage:
         lver = area.leader["lver"] if area.leader else None
-        return Lease(resource, area.path, area.offset, disk, UNKNOWN_MODE, lver, [], None, area.damage)
+        return Lease(
+            resource, area.path, area.offset, disk, UNKNOWN_MODE, lver, [], None, area.damage, source
+        )
     leader = area.leader
     dblocks = {dblock["host_id"]: dblock for dblock in area.dblocks or []}
     owners: list[dict[str, Any]] = []
@@ -243,7 +256,8 @@ def lease_of(area: AreaDump, hosts: dict[int, Host], claim: Optional[Claim], our
             owners = [_owner(d["host_id"], d["mode_generation"], hosts, claim, note, our_id) for d in holders]
     waits = [owner["takeover_in"] for owner in owners]
     earliest = None if None in waits else max(waits, default=takeover_in)
-    return Lease(resource, area.path, area.offset, disk, mode, leader["lver"], owners, earliest, [])
+    lver = leader["lver"]
+    return Lease(resource, area.path, area.offset, disk, mode, lver, owners, earliest, [], source)
 
 
 def _exclusive_owner(leader: dict[str, Any], dblocks: dict[int, dict[str, Any]]) -> Optional[tuple[int, int]]:
