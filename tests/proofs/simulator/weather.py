@@ -6,8 +6,7 @@ Bounds that the protocol needs, and that are kept here, as numbers:
   landed by then never does. (Its own successor waits at least ``3 x io_timeout`` before it writes.)
 * A host that lives may have a write land any time later: nothing of its own touches that path before.
 * A write that is acknowledged and lost is one that whoever wrote it looks at again: a leader, a shared mark,
-  a release. In ``lossy`` worlds any write may be lost, and nothing else befalls a host: two owners are
-  possible there, and the next renewal cycle of one of them must find it.
+  a release. In ``lossy`` worlds any write may be lost, and nothing else befalls a host.
 """
 
 from __future__ import annotations

@@ -14,14 +14,12 @@ from vmlockctl.daemon.hoststate import Membership
 from vmlockctl.lease.delta import Lockspace
 from vmlockctl.lease.resource import Resource
 from vmlockctl.lease.steps import Area
-from vmlockctl.lease.timeouts import id_renewal_seconds
 from vmlockctl.ondisk.area import resource_area
 from vmlockctl.ondisk.dblock import NO_MODE, Dblock, own_sector
 from vmlockctl.ondisk.geometry import Geometry
 from vmlockctl.ondisk.leader import Leader, new_delta
 
 SPACE = "space"
-RENEWALS_TO_NOTICE = 1.5  # a lost write shows in the next cycle; a slow one may take half of one more
 HOSTILE_HOST_ID = MAX_HOSTS  # nobody's: what is written there is not the protocol's
 
 
@@ -51,12 +49,7 @@ class World:
         self.clockwork = Clockwork(seed, settings.latencies)
         self.rng = self.clockwork.rng
         self.weather = self.clockwork.weather = Weather(self.clockwork, settings.weights)
-        self.checker = Checker(
-            self.clockwork,
-            settings.resources,
-            lossy=settings.lossy,
-            longest_overlap=RENEWALS_TO_NOTICE * id_renewal_seconds(max(settings.io_timeouts)),
-        )
+        self.checker = Checker(self.clockwork, settings.resources)
         self.counts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.reboots = True  # a host that crashed comes back by itself
