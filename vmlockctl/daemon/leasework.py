@@ -25,7 +25,7 @@ from vmlockctl.errors import (
 )
 from vmlockctl.host.openers import find_openers
 from vmlockctl.host.process import Process, is_alive
-from vmlockctl.lease.convert import own_mark
+from vmlockctl.lease.convert import back_to_shared
 from vmlockctl.lease.release import release, retract
 from vmlockctl.lease.request import pending_request
 from vmlockctl.lease.resource import names_us, verify_held
@@ -250,8 +250,11 @@ class LeaseWork:
                 self.claims.write(claim._replace(processes=alive))
             return False
         if claim.state == CONVERTING and alive:
-            claimant = self._directory.claimant(state)
-            self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+            try:
+                self._driver.run(back_to_shared(self._directory.claimant(state), claim.lease))
+            except LeaseLost as error:
+                self._on_lost(claim, error.message)
+                return False
             log(f"{claim.resource}: {safe(claim.disk)}: a conversion was not finished; the lease is shared")
             self.claims.write(claim._replace(state=HELD, processes=alive, command=None))
             return False

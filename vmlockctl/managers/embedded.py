@@ -33,7 +33,7 @@ from vmlockctl.errors import (
 )
 from vmlockctl.host.process import Process, identify, is_alive
 from vmlockctl.host.rundir import FileLock
-from vmlockctl.lease.convert import own_mark, to_exclusive, to_shared
+from vmlockctl.lease.convert import back_to_shared, to_exclusive, to_shared
 from vmlockctl.lease.delta import probe
 from vmlockctl.lease.paxos import acquire
 from vmlockctl.lease.release import release, retract
@@ -281,7 +281,7 @@ class EmbeddedManager:
         if isinstance(error, StorageError):
             return
         try:
-            self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+            self._driver.run(back_to_shared(claimant, claim.lease))
         except VmlockctlError as second:
             log(f"{claim.resource}: the daemon will settle it: {second.message}", WARNING)
         else:
@@ -292,7 +292,7 @@ class EmbeddedManager:
         if claim.state != CONVERTING:
             return claim
         claimant = self._directory.claimant(state)
-        self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+        self._driver.run(back_to_shared(claimant, claim.lease))
         claim = claim._replace(state=HELD, command=None)
         self._store.write(claim)
         return claim
