@@ -4,7 +4,7 @@ Runs the shipped procedures of ``lease`` on virtual clocks (``tests/proofs/simul
 of 2 to 5 hosts, 2,000 acquisitions spread over 0.04 host-years. Most of the time is quiet, with renewals
 and nothing else; that is skipped but for the last cycles, and the figures say how much (``World.skip``).
 
-Every 20th world is one of a storage that acknowledges and loses any write.
+Every 20th world is one of a storage that often acknowledges a write and loses it.
 
 ``--no-watchdog`` runs the same worlds on hosts that nothing resets: there overlaps must be found, by pauses
 that outlast the lease. So that a clean run means something.
