@@ -29,7 +29,9 @@ def ensure_lease_file(membership: Membership, directory: LockspaceDir, resource:
     area = resource_area(geometry, space_name=membership.name, resource_name=resource)
     mode = 0o600 | (stat.S_IMODE(like.st_mode) & 0o060)
     owner = (like.st_uid, like.st_gid) if os.getuid() == 0 else None
-    if publish_file(path, area, owner=owner, mode=mode, timeout_seconds=INIT_IO_SECONDS):
+    if publish_file(
+        path, area, sector_size=geometry.sector_size, owner=owner, mode=mode, timeout_seconds=INIT_IO_SECONDS
+    ):
         log(f"write {path}:0 {len(area)} bytes: new lease of {resource} by {who()}")
 
 

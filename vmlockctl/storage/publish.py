@@ -24,17 +24,25 @@ if TYPE_CHECKING:
 
 
 def publish_file(
-    path: str, area: bytes, *, owner: Optional[tuple[int, int]], mode: int, timeout_seconds: float
+    path: str,
+    area: bytes,
+    *,
+    sector_size: int,
+    owner: Optional[tuple[int, int]],
+    mode: int,
+    timeout_seconds: float,
 ) -> bool:
     """Create ``path`` with the bytes of ``area``; False if it exists already, which is left as it is.
 
-    Raises ``CannotCreate`` (no room), ``StorageRefused``, ``StorageError``; the temporary file is gone then.
+    Raises ``CannotCreate`` (no room), ``NoDirectIo`` (none of single sectors, on storage with larger ones),
+    ``StorageRefused``, ``StorageError``; the temporary file is gone then.
     """
     temporary = _temporary_name(path)
 
     def action(buffer: Buffer) -> bool:
         try:
             _write_new(temporary, area, owner, mode, buffer)
+            _try_sector(temporary, path, sector_size, buffer)
             os.link(temporary, path)
         except FileExistsError:
             return False
@@ -123,6 +131,15 @@ def _write_new(path: str, area: bytes, owner: Optional[tuple[int, int]], mode: i
         _see_it_there(direct, path, 0, area, buffer)
     finally:
         os.close(direct)
+
+
+def _try_sector(temporary: str, path: str, sector_size: int, buffer: Buffer) -> None:
+    """Read one sector: a file system on a disk with larger ones takes whole areas, and no record."""
+    fd = open_direct(temporary, writable=False)
+    try:
+        read_exact(fd, path, 0, sector_size, buffer)
+    finally:
+        os.close(fd)
 
 
 def _see_it_there(fd: int, path: str, offset: int, area: bytes, buffer: Buffer) -> None:
