@@ -6,6 +6,8 @@ and nothing else; that is skipped but for the last cycles, and the figures say h
 
 Every 20th world is one of a storage that often acknowledges a write and loses it.
 
+Ctrl-C ends a run early: the line of figures is of the seeds that ended.
+
 ``--no-watchdog`` runs the same worlds on hosts that nothing resets: there overlaps must be found, by pauses
 that outlast the lease. So that a clean run means something.
 """
@@ -13,7 +15,9 @@ that outlast the lease. So that a clean run means something.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -123,7 +127,7 @@ def simulate(jobs: Iterable[Job], workers: int) -> Iterator[Result]:
     if workers == 1:
         yield from map(_run, jobs)
         return
-    with get_context("fork").Pool(workers) as pool:
+    with get_context("fork").Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap_unordered(_run, jobs)
 
 
@@ -167,14 +171,15 @@ def main(arguments: argparse.Namespace) -> int:
         return 1 if result.violations else 0
     seeds = seeds_of(arguments.years, arguments.seed)
     progress, totals = Progress("simulate", len(seeds), seed=arguments.seed), Totals()
-    for result in simulate([Job(seed, watchdog) for seed in seeds], arguments.jobs):
-        totals.add(result)
-        if result.violations and watchdog:
-            print(f"seed {result.seed}: {result.violations[0].text}", file=sys.stderr)
-            print(f"  {replay_command(result, watchdog=watchdog)}", file=sys.stderr)
-            if len(totals.failures) >= _MAX_FAILURES:
-                break
-        progress.add(1, acquisitions=totals.acquisitions, overlaps=totals.overlaps)
+    with contextlib.suppress(KeyboardInterrupt):
+        for result in simulate([Job(seed, watchdog) for seed in seeds], arguments.jobs):
+            totals.add(result)
+            if result.violations and watchdog:
+                print(f"seed {result.seed}: {result.violations[0].text}", file=sys.stderr)
+                print(f"  {replay_command(result, watchdog=watchdog)}", file=sys.stderr)
+                if len(totals.failures) >= _MAX_FAILURES:
+                    break
+            progress.add(1, acquisitions=totals.acquisitions, overlaps=totals.overlaps)
     print(totals.line(max(1e-9, progress.elapsed_seconds)))
     if watchdog:
         return 1 if totals.failures else 0
