@@ -175,7 +175,9 @@ class World:
         """Somebody writes into a dblock that is nobody's: noise, absurd numbers, or plausible ones.
 
         Plausible is an owner of an earlier generation, or one that never was. A live one would be committed
-        and have the lease without knowing: whoever can write there can always deny a lease.
+        and have the lease without knowing: whoever can write there can always deny a lease. And plausible is
+        no version that is yet to come: whoever forges one, and takes it back, has some hosts believe that the
+        contested one is over while others decide it.
         """
         number = self.rng.randrange(len(self.resources))
         area = self.clockwork.areas[self.resources[number].path]
@@ -185,7 +187,7 @@ class World:
         if kind == 0:
             data = self.rng.randbytes(area.size)
         else:
-            lver = leader.lver + self.rng.randrange(4) if kind == 1 else self.rng.getrandbits(63)
+            lver = max(0, leader.lver + self.rng.randrange(-2, 2)) if kind == 1 else self.rng.getrandbits(63)
             mbal = self.rng.getrandbits(20 if kind == 1 else 63)
             owner = self.rng.randint(1, MAX_HOSTS)
             record = Leader.from_bytes(self.clockwork.areas["space"].sectors[owner - 1])
@@ -229,6 +231,7 @@ class World:
         now = self.clockwork.now
         return all(
             machine.is_live
+            and machine.daemon_runs
             and not machine.troubled
             and machine.daemon.until <= now
             and machine.commands.until <= now
