@@ -90,9 +90,12 @@ class _Place(NamedTuple):
     space_name: Optional[str]
 
 
-def dump(paths: Sequence[str], *, all_blocks: bool = False) -> Iterator[AreaDump]:
-    """Decode the areas of files, devices (``PATH[:OFFSET[:SIZE]]``) and lease directories, in order."""
-    hosts = _HEAD_HOSTS
+def dump(paths: Sequence[str], *, all_blocks: bool = False, hosts: int = 0) -> Iterator[AreaDump]:
+    """Decode the areas of files, devices (``PATH[:OFFSET[:SIZE]]``) and lease directories, in order.
+
+    ``hosts``: the highest host id that may be in use, where no lockspace among the paths tells.
+    """
+    hosts = max(hosts, _HEAD_HOSTS)
     for place in (place for path in paths for place in _places(path)):
         worker = Worker(place.path)
         try:
