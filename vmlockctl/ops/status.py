@@ -28,6 +28,7 @@ from vmlockctl.lease.liveness import (
 from vmlockctl.lease.timeouts import (
     host_dead_seconds,
     host_fail_seconds,
+    id_renewal_fail_seconds,
     id_renewal_warn_seconds,
     sane_io_timeout,
 )
@@ -286,6 +287,8 @@ def _this_host(session: Session, state: Optional[HostState]) -> Optional[dict[st
         "watchdog": None,
         "level": LEVEL,
         "problem": state.problem,
+        "warn_after": id_renewal_warn_seconds(member.io_timeout),
+        "fail_after": id_renewal_fail_seconds(member.io_timeout),
     }
 
 
