@@ -287,9 +287,9 @@ def renewal_bar(age: Optional[float], host: Host, width: int, full: str, empty: 
         return Text()
     filled = min(width, int(age * width / host.dead_after))
     bar = [full] * filled + [empty] * (width - filled)
-    for mark, after in (("w", host.warn_after), ("f", host.fail_after)):
-        bar[min(width - 1, after * width // host.dead_after)] = mark
-    bar[-1] = "d"
+    warn = min(host.warn_after * width // host.dead_after, width - 3)
+    fail = min(max(host.fail_after * width // host.dead_after, warn + 1), width - 2)
+    bar[warn], bar[fail], bar[-1] = "w", "f", "d"
     text = Text("".join(bar))
     text.stylize(STATE_STYLES.get(host.state, ""), 0, filled)
     text.stylize("dim", filled, width)
