@@ -83,6 +83,12 @@ def test_a_terminal_shows_disks_and_obeys_no_name(host: VmHost, tmp_path: Path, 
     assert "\\x1b\\u202e" in shown
 
 
+def test_an_interval_without_a_watch(host_alone: VmHost) -> None:
+    done = host_alone.call("status", "--interval", "1")
+    assert done.returncode == 64
+    assert "--watch" in done.stderr
+
+
 # -- again and again ----------------------------------------------------------------------------------
 
 

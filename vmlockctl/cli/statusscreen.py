@@ -232,12 +232,17 @@ class _Screen:
             table.add_row(
                 Text(host_id),
                 Text(safe(host.host_name)),
-                _state_text(host.state),
+                _state_text(self._state_of(host)),
                 renewal_bar(age, host, bar, *self._bar),
                 Text(_seconds(age)),
                 Text("now" if dead_in == 0 else _seconds(dead_in)),
             )
         return table
+
+    def _state_of(self, host: Host) -> str:
+        """This host's as it knows it itself: it may have lost its lease while its record is still fresh."""
+        ours = self._seen.this_host
+        return str(ours["state"]) if ours is not None and host.this_host else host.state
 
     def _leases(self, leases: Sequence[Lease]) -> Table:
         """As many columns as fit, the disk in what is left."""

@@ -123,7 +123,8 @@ def with_disks(areas: Iterable[AreaDump], names: DiskNames) -> Iterator[AreaDump
             resource = area.leader["resource_name"]
             noted = noted_disk(area.owner_note or {}, resource)
             found = DiskName(noted, "owner note") if noted is not None else names.find(resource)
-            area = area._replace(disk=found and found.path, disk_source=found and found.source)
+            if found is not None:
+                area = area._replace(disk=found.path, disk_source=found.source)
         yield area
 
 

@@ -188,5 +188,15 @@ def test_names_obey_nothing() -> None:
     assert not any(character in text for character in "\x1b\u202e")
 
 
+def test_a_lost_host_is_not_shown_live() -> None:
+    text = shown(seen([OURS, LIVE], [lease("/a.img", OURS)], [], this_host(state="lost", expires_in=None)))
+    assert row(text, "host1")[2] == "LOST"
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 5), (1, 1), (39, 12)])
+def test_a_screen_that_is_much_too_small(width: int, height: int) -> None:
+    assert "PROB" in shown(MIXED, width=width, height=height) or width == 1
+
+
 def test_no_problem_is_said_too() -> None:
     assert shown(seen([OURS, LIVE], [], [], this_host())).startswith(" NO PROBLEMS ")
