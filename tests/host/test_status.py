@@ -177,6 +177,23 @@ def test_a_storage_that_goes_and_comes_back(host_alone: VmHost, lease_dir: Path)
         assert terminal.wait(within=10) == 130
 
 
+@pytest.mark.long
+@pytest.mark.real("setsid")
+def test_this_host_loses_its_storage(host: VmHost, lease_dir: Path) -> None:
+    """What becomes of this host shows while nobody can look at the storage."""
+    host.wait_for_pair()
+    with on_terminal(command("status", "--watch"), host.environment) as terminal:
+        terminal.wait_for_screen("a good look", lambda s: "NO PROBLEMS" in s, within=10)
+        lease_dir.rename(lease_dir.with_name("away"))
+        terminal.wait_for_screen(
+            "the countdown",
+            lambda s: "CANNOT LOOK" in s and "cannot renew its host lease: in" in s,
+            within=10,
+        )
+        lost = terminal.wait_for_screen("the end", lambda s: "has lost its host lease" in s, within=15)
+        assert "LOST" in next(line for line in lost.splitlines() if line.startswith("THIS HOST"))
+
+
 def test_blocks_where_there_is_no_terminal(host_alone: VmHost, lease_dir: Path) -> None:
     """A line with the time before each; ``head`` ends it without a word."""
     write_lockspace(lease_dir)

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Optional
 
+    from rich.console import Console, RenderableType
+
     from vmlockctl.cli.params import Context
+    from vmlockctl.cli.watching import Sight
     from vmlockctl.errors import VmlockctlError
 
 _LEVELS = {1: "this daemon and its standby stop the VMs in time; a host that is frozen whole is not covered"}
@@ -87,13 +90,13 @@ def _watch(context: Context, first: Status, lookout: Lookout, interval: float) -
     from vmlockctl.cli.statusscreen import open_console, screen
 
     program = _program(context)
-    watch_on_screen(
-        first,
-        lookout.look,
-        lambda sight, console: screen(sight, console=console, height=console.height, program=program),
-        interval,
-        open_console(),
-    )
+
+    def draw(sight: Sight[Status], console: Console) -> RenderableType:
+        if sight.trouble:
+            sight.seen = lookout.with_own_state(sight.seen)
+        return screen(sight, console=console, height=console.height, program=program)
+
+    watch_on_screen(first, lookout.look, draw, interval, open_console())
 
 
 def _show_time(context: Context) -> None:

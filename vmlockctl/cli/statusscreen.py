@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vmlockctl import clock
-from vmlockctl.ops.overview import CRITICAL, Problem, Vm, problems, vms
+from vmlockctl.ops.overview import CRITICAL, Problem, Vm, own_problems, problems, vms
 from vmlockctl.text import format_seconds, safe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Optional
 
     from rich.console import RenderableType
@@ -80,7 +80,9 @@ class _Screen:
         self._cut = "…" if console.encoding.startswith("utf") else "~"
 
     def lines(self) -> Group:
-        found = [] if self._sight.trouble else problems(self._seen, self._program)
+        # Without a look only this host is known: by its own records, which are not in that storage.
+        of_whom = own_problems if self._sight.trouble else problems
+        found = list(of_whom(self._seen, self._program))
         top = [*self._headline(len(found)), *self._trouble(), *self._problems(found), *self._this_host()]
         hosts = sorted(self._seen.hosts, key=_host_order)
         leases = sorted(self._seen.leases, key=_lease_order)
@@ -114,13 +116,16 @@ class _Screen:
         return self._height - used - _LINES_OF_TABLE * tables - 2 * (sections - tables)
 
     def _section(
-        self, title: str, rows: Sequence[Any], room: int, table: Any, state: Any
+        self,
+        title: str,
+        rows: Sequence[Any],
+        room: int,
+        table: Callable[[Sequence[Any]], Table],
+        state: Callable[[Any], str],
     ) -> list[RenderableType]:
         if not rows:
             return [Text(), Text(f"no {title}", style="dim")]
-        title_line = Text(title.upper(), style="bold") + Text(
-            f"  {len(rows)}{_counts(rows, state)}", style=""
-        )
+        title_line = Text(title.upper(), style="bold") + Text(f"  {len(rows)}{_counts(rows, state)}")
         shown, rest = rows[:room], rows[room:]
         parts: list[RenderableType] = [Text(), self._line(title_line)]
         if shown:
@@ -157,7 +162,7 @@ class _Screen:
             return []
         ago = format_seconds(clock.wall() - sight.trouble_since)
         since = f"no look since {clock.rfc3339(sight.trouble_since)}, for {ago}: {safe(sight.trouble)}"
-        below = f"all below is from {clock.rfc3339(self._seen.observed_at)} and may have changed"
+        below = f"all but this host is from {clock.rfc3339(self._seen.observed_at)} and may have changed"
         return [*self._wrapped(since, "bold red"), *self._wrapped(below, "")]
 
     def _problems(self, found: Sequence[Problem]) -> list[Text]:
@@ -361,7 +366,7 @@ def _disks_of(machines: Sequence[Vm]) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _counts(rows: Sequence[Any], state: Any) -> str:
+def _counts(rows: Sequence[Any], state: Callable[[Any], str]) -> str:
     """``: 1 dead, 2 live``; "" for rows that have no state."""
     counts: dict[str, int] = {}
     for row in rows:

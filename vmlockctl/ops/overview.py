@@ -56,7 +56,7 @@ class Vm(NamedTuple):
 def problems(seen: Status, program: str = "vmlockctl") -> list[Problem]:
     """Everything that somebody should look at, the worst first. ``program`` begins the commands."""
     found = [
-        *_of_this_host(seen, program),
+        *own_problems(seen, program),
         *_of_claims(seen, program),
         *_of_leases(seen, program),
         *_of_hosts(seen, program),
@@ -64,7 +64,8 @@ def problems(seen: Status, program: str = "vmlockctl") -> list[Problem]:
     return sorted(found, key=lambda problem: problem.severity != CRITICAL)
 
 
-def _of_this_host(seen: Status, program: str) -> Iterator[Problem]:
+def own_problems(seen: Status, program: str = "vmlockctl") -> Iterator[Problem]:
+    """Those of this host, which its own records tell."""
     host = seen.this_host
     look_at_storage = f"{program} dump-leases {shlex.quote(seen.lockspace.area.path)}"
     look_at_log = "journalctl -t vmlockctl -n 50"

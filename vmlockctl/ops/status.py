@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, Optional
 
+    from vmlockctl.daemon.hoststate import LockspaceDir
+
 FREE_MODE, EXCLUSIVE, SHARED, UNKNOWN_MODE = "free", "exclusive", "shared", "unknown"
 
 
@@ -131,6 +133,7 @@ class Lookout:
         self._image_directories = image_directories
         self._again = again
         self._target: Optional[Target] = None
+        self._directory: Optional[LockspaceDir] = None
         self._rows: dict[int, Observation] = {}
         self._names: dict[str, Optional[DiskName]] = {}  # by resource; None: nobody knew it
 
@@ -144,7 +147,7 @@ class Lookout:
         """What there is now. Raises as ``status`` does; another look may succeed."""
         session = self._session
         membership, target = _which(session)
-        directory = session.directory_of(membership) if membership is not None else None
+        self._directory = directory = session.directory_of(membership) if membership is not None else None
         state = directory.read_state() if directory is not None else None
         claims = ClaimStore(directory.claims_path).all() if directory is not None else []
         if target != self._target:
@@ -166,6 +169,11 @@ class Lookout:
             observed_by = "watching"
         leases = self._leases(target, lockspace, hosts, claims, our_id)
         return Status(clock.wall(), observed_by, lockspace, _this_host(session, state), hosts, leases, claims)
+
+    def with_own_state(self, seen: Status) -> Status:
+        """An earlier look with what this host's own records say now: the storage is not touched."""
+        state = self._directory.read_state() if self._directory is not None else None
+        return seen._replace(this_host=_this_host(self._session, state))
 
     def _start(self, target: Target) -> None:
         self._forget()

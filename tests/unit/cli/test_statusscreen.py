@@ -146,6 +146,15 @@ def test_trouble_stops_the_clock_and_says_since_when() -> None:
     assert row(text, "host2")[4:6] == ["14", "s"]
 
 
+def test_without_a_look_this_host_is_still_known() -> None:
+    """The countdown to its own end is what matters most while the storage is away."""
+    status = MIXED._replace(this_host=this_host(expires_in=12.0, problem="EIO"))
+    text = shown(status, age=500.0, trouble="gone")
+    assert "CRITICAL: this host cannot renew its host lease: in 12 s it is lost" in text
+    assert text.count("CRITICAL") == 1
+    assert "expires in 12 s" in text
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 @pytest.mark.parametrize("height", [24, 50])
 def test_many_hosts_and_leases_fit(width: int, height: int) -> None:
