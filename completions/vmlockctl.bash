@@ -11,9 +11,9 @@ _vmlockctl_options() {
         release)        echo "--pid --to-shared $common" ;;
         request)        echo "--force --clear $common" ;;
         run)            echo "--disk --conflict-exit-code --no-auto-disks $leasing $common" ;;
-        status)         echo "--watch --observe $common" ;;
+        status)         echo "--watch --interval --observe --images $common" ;;
         explain)        echo "--watch --observe $common" ;;
-        dump-leases)    echo "--all-blocks $common" ;;
+        dump-leases)    echo "--all-blocks --images $common" ;;
         check-orphans)  echo "--fix --dry-run --yes $common" ;;
         *)              echo "$common" ;;
     esac
@@ -45,7 +45,7 @@ _vmlockctl() {
     fi
 
     case $previous in
-        --run-dir) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
+        --run-dir | --images) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
         --pid) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$current") && return ;;
         --owner) mapfile -t COMPREPLY < <(compgen -u -- "$current") && return ;;
         --group) mapfile -t COMPREPLY < <(compgen -g -- "$current") && return ;;

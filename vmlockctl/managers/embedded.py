@@ -75,10 +75,11 @@ class EmbeddedManager:
     def _guard(self) -> None:
         self._directory.guard(self._generation)
 
-    @staticmethod
-    def _log_write(step: WriteSector) -> None:
+    def _log_write(self, step: WriteSector) -> None:
         place = f"{step.area.path}:{step.area.byte_offset(step.sector)}"
-        log(f"write {place} {len(step.data)} bytes: {step.what} by {who()}")
+        disk = self._store.disk_of(os.path.basename(step.area.path))
+        of_disk = f" of {safe(disk)}" if disk else ""
+        log(f"write {place} {len(step.data)} bytes: {step.what}{of_disk} by {who()}")
 
     # -- acquire -----------------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class EmbeddedManager:
         try:
             self._driver.run(retract(claimant, claim.lease))
         except VmlockctlError as second:
-            log(f"{claim.resource}: the daemon will settle it: {second.message}", WARNING)
+            log(f"{claim.label}: the daemon will settle it: {second.message}", WARNING)
             return False
         return True
 
@@ -224,14 +225,14 @@ class EmbeddedManager:
         try:
             self._driver.run(write_note(claimant, held.area, ownernote.to_bytes(note)))
         except VmlockctlError as error:
-            log(f"{claim.resource}: no owner note: {error.message}", WARNING)
+            log(f"{claim.label}: no owner note: {error.message}", WARNING)
 
     def _undo(self, grant: Grant, process: Process) -> None:
         """Take one grant of a failed acquire back; what cannot be is settled by the daemon."""
         try:
             self.release(grant.resource, pid=process.pid)
         except VmlockctlError as error:
-            log(f"{grant.resource}: not released: {error.message}", WARNING)
+            log(f"{grant.resource}: {safe(grant.disk)}: not released: {error.message}", WARNING)
 
     def wait_until_free(self, wants: Sequence[Want], seconds: float, why: ContentionError) -> None:
         """Watch the leaders, and return soon after they are free: else whoever just released, and asks
@@ -283,7 +284,7 @@ class EmbeddedManager:
         try:
             self._driver.run(back_to_shared(claimant, claim.lease))
         except VmlockctlError as second:
-            log(f"{claim.resource}: the daemon will settle it: {second.message}", WARNING)
+            log(f"{claim.label}: the daemon will settle it: {second.message}", WARNING)
         else:
             self._store.write(claim)
 
@@ -331,7 +332,7 @@ class EmbeddedManager:
         try:
             self.to_shared(grant.resource)
         except VmlockctlError as error:
-            log(f"{grant.resource}: not converted back: {error.message}", WARNING)
+            log(f"{grant.resource}: {safe(grant.disk)}: not converted back: {error.message}", WARNING)
 
     # -- requests ------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Which disk a lease named by an MD5 stands for, by every source that may know it.
 
 A lease file is named by the MD5 of its disk's path, which nothing turns back (libvirt-and-qemu.md, pain 22).
-The owner note and our own claim say it outright; every other source is only a guess that the digest proves:
+Our own claim says it outright; the owner note and every other source is a guess that the digest proves:
 the disks of libvirt's domains, the command lines of running QEMUs, and directories of images.
 """
 
@@ -16,13 +16,19 @@ from vmlockctl.specs import resource_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import Optional
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from typing import Any, Optional
 
 
 class DiskName(NamedTuple):
     path: str
     source: str  # who knows it, in words
+
+
+def noted_disk(note: Mapping[str, Any], resource: str) -> Optional[str]:
+    """The disk that an owner note tells, if the lease is that disk's: a note is no evidence by itself."""
+    disk = note.get("disk")
+    return disk if isinstance(disk, str) and resource_name(disk) == resource else None
 
 
 class DiskNames:
@@ -35,12 +41,18 @@ class DiskNames:
             self._sources.append(lambda: _of_directories(image_directories))
 
     def find(self, resource: str) -> Optional[DiskName]:
-        """The disk of a resource; None where no source knows it."""
+        """The disk of a resource; None where no source knows it, or its name is no digest of a path."""
+        if not _is_digest(resource):
+            return None
         while resource not in self._known and self._sources:
             for found in self._sources.pop(0)():
                 for path in dict.fromkeys((found.path, os.path.realpath(found.path))):
                     self._known.setdefault(resource_name(path), DiskName(path, found.source))
         return self._known.get(resource)
+
+
+def _is_digest(resource: str) -> bool:
+    return len(resource) == 32 and not set(resource) - set("0123456789abcdef")
 
 
 def _of_libvirt() -> Iterator[DiskName]:

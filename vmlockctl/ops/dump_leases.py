@@ -24,6 +24,7 @@ from vmlockctl.ondisk.leader import (
     verify_paxos,
 )
 from vmlockctl.ondisk.request import REQUEST, REQUEST_MAGIC, Request, verify_request
+from vmlockctl.ops.disknames import DiskName, noted_disk
 from vmlockctl.ops.dump_rindex import is_rindex, rindex_dict, rindex_geometry
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, split_colons
@@ -34,8 +35,10 @@ from vmlockctl.units import parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any, Optional
+
+    from vmlockctl.ops.disknames import DiskNames
 
 LOCKSPACE = "lockspace"
 RESOURCE = "resource"
@@ -67,6 +70,8 @@ class AreaDump(NamedTuple):
     damage: list[dict[str, Any]]
     lvb: Optional[str] = None  # hex, without the zeros behind it; None where it is all zeros, or not there
     rindex: Optional[dict[str, Any]] = None
+    disk: Optional[str] = None  # that the lease stands for, where anybody knows it
+    disk_source: Optional[str] = None  # who knows it, in words
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that this kind of area has."""
@@ -76,7 +81,7 @@ class AreaDump(NamedTuple):
         elif self.kind == RINDEX:
             keep |= {"rindex"}
         elif self.kind != UNKNOWN:
-            keep |= {"leader", "request", "dblocks", "owner_note", "lvb"}
+            keep |= {"leader", "request", "dblocks", "owner_note", "lvb", "disk", "disk_source"}
         return {field: value for field, value in self._asdict().items() if field in keep}
 
 
@@ -90,9 +95,12 @@ class _Place(NamedTuple):
     space_name: Optional[str]
 
 
-def dump(paths: Sequence[str], *, all_blocks: bool = False) -> Iterator[AreaDump]:
-    """Decode the areas of files, devices (``PATH[:OFFSET[:SIZE]]``) and lease directories, in order."""
-    hosts = _HEAD_HOSTS
+def dump(paths: Sequence[str], *, all_blocks: bool = False, hosts: int = 0) -> Iterator[AreaDump]:
+    """Decode the areas of files, devices (``PATH[:OFFSET[:SIZE]]``) and lease directories, in order.
+
+    ``hosts``: the highest host id that may be in use, where no lockspace among the paths tells.
+    """
+    hosts = max(hosts, _HEAD_HOSTS)
     for place in (place for path in paths for place in _places(path)):
         worker = Worker(place.path)
         try:
@@ -102,6 +110,22 @@ def dump(paths: Sequence[str], *, all_blocks: bool = False) -> Iterator[AreaDump
                 yield area
         finally:
             worker.close()
+
+
+def with_disks(areas: Iterable[AreaDump], names: DiskNames) -> Iterator[AreaDump]:
+    """The areas, with the disk of each lease: as its owner note tells, else by whoever knows its digest."""
+    for area in areas:
+        if area.rindex is not None:
+            for entry in area.rindex["entries"]:
+                found = names.find(entry["name"])
+                entry["disk"] = found.path if found is not None else None
+        elif area.leader is not None:
+            resource = area.leader["resource_name"]
+            noted = noted_disk(area.owner_note or {}, resource)
+            found = DiskName(noted, "owner note") if noted is not None else names.find(resource)
+            if found is not None:
+                area = area._replace(disk=found.path, disk_source=found.source)
+        yield area
 
 
 def _places(text: str) -> Iterator[_Place]:

@@ -15,7 +15,7 @@ from vmlockctl.daemon.control import daemon_pid, standby_pid
 from vmlockctl.daemon.hoststate import LEVEL, LIVE, LOST, HostState, Membership
 from vmlockctl.errors import NoSuchArea, NotJoined
 from vmlockctl.host.process import is_alive
-from vmlockctl.lease.delta import Lockspace, identify_lockspace, occupied_records
+from vmlockctl.lease.delta import Lockspace
 from vmlockctl.lease.liveness import (
     DEAD,
     FREE,
@@ -25,9 +25,16 @@ from vmlockctl.lease.liveness import (
     host_state,
     observe,
 )
-from vmlockctl.lease.steps import read_sectors
-from vmlockctl.ops.disknames import DiskNames
+from vmlockctl.lease.timeouts import (
+    host_dead_seconds,
+    host_fail_seconds,
+    id_renewal_fail_seconds,
+    id_renewal_warn_seconds,
+    sane_io_timeout,
+)
+from vmlockctl.ops.disknames import DiskName, DiskNames, noted_disk
 from vmlockctl.ops.dump_leases import RESOURCE, AreaDump, dump
+from vmlockctl.ops.rereading import HostRecords, LeaseAreas
 from vmlockctl.ops.session import (
     Session,
     chosen_membership,
@@ -37,18 +44,23 @@ from vmlockctl.ops.session import (
 )
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target, resource_name
-from vmlockctl.storage.driver import Driver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any, Optional
+
+    from vmlockctl.daemon.hoststate import LockspaceDir
 
 FREE_MODE, EXCLUSIVE, SHARED, UNKNOWN_MODE = "free", "exclusive", "shared", "unknown"
 
 
 class Host(NamedTuple):
-    """One host id of the lockspace. Seconds; ``age`` and ``dead_in`` None where nothing was observed."""
+    """One host id of the lockspace. Seconds; ``age`` and ``dead_in`` None where nothing was observed.
+
+    ``warn_after``, ``fail_after``, ``dead_after``: the ages at which a host that does not renew is late, ends
+    its VMs, and may be taken for dead.
+    """
 
     host_id: int
     host_name: str
@@ -59,6 +71,9 @@ class Host(NamedTuple):
     age: Optional[float]
     dead_in: Optional[float]
     this_host: bool
+    warn_after: int = 0
+    fail_after: int = 0
+    dead_after: int = 0
 
 
 class Lease(NamedTuple):
@@ -84,32 +99,131 @@ class Status(NamedTuple):
     claims: list[Claim]
 
 
-def status(session: Session, disks: Sequence[str] = (), *, observe_seconds: float = 0.0) -> Status:
-    """Look at a lockspace; nothing is written.
+def status(
+    session: Session,
+    disks: Sequence[str] = (),
+    *,
+    observe_seconds: float = 0.0,
+    image_directories: Sequence[str] = (),
+) -> Status:
+    """Look at a lockspace once; nothing is written.
 
     Raises ``NotJoined``, ``NoSuchArea``, ``OnDiskError`` and ``StorageError`` leaves.
     """
-    membership, target = _which(session)
-    directory = session.directory_of(membership) if membership is not None else None
-    state = directory.read_state() if directory is not None else None
-    rows = directory.read_observations() if directory is not None else {}
-    claims = ClaimStore(directory.claims_path).all() if directory is not None else []
-    with Driver(writable=False) as driver:
-        lockspace = driver.run(identify_lockspace(target.path, target.offset, space_name=target.name))
-        records = _watch(driver, lockspace, rows, observe_seconds)
-    own_timeout = membership.io_timeout if membership is not None else lockspace.io_timeout
-    # Whole seconds, as the protocol judges: what is shown dead here can be taken over now.
-    now = float(clock.monotonic_seconds())
-    our_id = state.membership.host_id if state is not None and state.state == LIVE else 0
-    hosts = [
-        _host(host_id, rows[host_id], now, own_timeout, is_ours=host_id == our_id)
-        for host_id in sorted(records)
-    ]
-    observed_by = (
-        "watching" if observe_seconds else ("daemon" if our_id and daemon_pid(session.run_dir) else "nobody")
-    )
-    leases = _leases(target, disks, hosts, claims, our_id)
-    return Status(clock.wall(), observed_by, lockspace, _this_host(session, state), hosts, leases, claims)
+    with Lookout(session, disks, image_directories=image_directories, again=False) as lookout:
+        return lookout.look(observe_seconds=observe_seconds)
+
+
+class Lookout:
+    """Looks at a lockspace again and again; ``again`` False: once, and then nothing is kept for more.
+
+    ``image_directories`` may know disks of which nothing else tells.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        disks: Sequence[str] = (),
+        *,
+        image_directories: Sequence[str] = (),
+        again: bool = True,
+    ) -> None:
+        self._session = session
+        self._disks = disks
+        self._image_directories = image_directories
+        self._again = again
+        self._target: Optional[Target] = None
+        self._directory: Optional[LockspaceDir] = None
+        self._rows: dict[int, Observation] = {}
+        self._names: dict[str, Optional[DiskName]] = {}  # by resource; None: nobody knew it
+
+    def __enter__(self) -> Lookout:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._forget()
+
+    def look(self, *, observe_seconds: float = 0.0) -> Status:
+        """What there is now. Raises as ``status`` does; another look may succeed."""
+        session = self._session
+        membership, target = _which(session)
+        self._directory = directory = session.directory_of(membership) if membership is not None else None
+        state = directory.read_state() if directory is not None else None
+        claims = ClaimStore(directory.claims_path).all() if directory is not None else []
+        if target != self._target:
+            self._start(target)
+        # What we saw ourselves goes on from what the daemon had seen, and is newer.
+        rows = {**(directory.read_observations() if directory is not None else {}), **self._rows}
+        lockspace, host_ids = _watch(self._records, rows, observe_seconds)
+        has_watched, self._rows = bool(self._rows), rows
+        own_timeout = membership.io_timeout if membership is not None else lockspace.io_timeout
+        # Whole seconds, as the protocol judges: what is shown dead here can be taken over now.
+        now = float(clock.monotonic_seconds())
+        our_id = state.membership.host_id if state is not None and state.state == LIVE else 0
+        hosts = [
+            _host(host_id, rows[host_id], now, own_timeout, is_ours=host_id == our_id)
+            for host_id in sorted(host_ids)
+        ]
+        observed_by = "daemon" if our_id and daemon_pid(session.run_dir) else "nobody"
+        if observe_seconds or (has_watched and observed_by == "nobody"):
+            observed_by = "watching"
+        leases = self._leases(target, lockspace, hosts, claims, our_id)
+        return Status(clock.wall(), observed_by, lockspace, _this_host(session, state), hosts, leases, claims)
+
+    def with_own_state(self, seen: Status) -> Status:
+        """An earlier look with what this host's own records say now: the storage is not touched."""
+        state = self._directory.read_state() if self._directory is not None else None
+        return seen._replace(this_host=_this_host(self._session, state))
+
+    def _start(self, target: Target) -> None:
+        self._forget()
+        self._target = target
+        self._records, self._areas = HostRecords(target), LeaseAreas()
+        self._rows = {}
+
+    def _forget(self) -> None:
+        if self._target is not None:
+            self._records.close()
+            self._areas.close()
+
+    def _leases(
+        self,
+        target: Target,
+        lockspace: Lockspace,
+        hosts: Sequence[Host],
+        claims: Sequence[Claim],
+        our_id: int,
+    ) -> list[Lease]:
+        paths = lease_paths(target, self._disks)
+        by_id = {host.host_id: host for host in hosts}
+        by_resource = {claim.resource: claim for claim in claims}
+        highest = max(by_id, default=0)
+        if self._again:
+            joined = [host.host_id for host in hosts if host.state != FREE]
+            areas = self._areas.read(paths, lockspace, joined=joined, highest=highest)
+        else:
+            areas = dump(paths, hosts=highest)
+        leases = [
+            lease_of(area, by_id, by_resource.get(os.path.basename(area.path)), our_id) for area in areas
+        ]
+        return self._named(leases)
+
+    def _named(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Leases whose disk neither their owner note nor our claim tells, with the disk their digest proves.
+
+        The sources are asked once for each lease, however often it is looked at.
+        """
+        unnamed = {lease.resource for lease in leases if lease.disk is None}
+        if not unnamed <= self._names.keys():
+            names = DiskNames(self._image_directories)
+            self._names.update((resource, names.find(resource)) for resource in unnamed)
+        return [_with_name(lease, self._names.get(lease.resource)) for lease in leases]
+
+
+def _with_name(lease: Lease, found: Optional[DiskName]) -> Lease:
+    if lease.disk is not None or found is None:
+        return lease
+    return lease._replace(disk=found.path, disk_source=found.source)
 
 
 def _which(session: Session) -> tuple[Optional[Membership], Target]:
@@ -130,25 +244,23 @@ def _which(session: Session) -> tuple[Optional[Membership], Target]:
     raise NotJoined("this host has not joined any lockspace", hint="name one with -L TARGET")
 
 
-def _watch(driver: Driver, lockspace: Lockspace, rows: dict[int, Observation], seconds: float) -> set[int]:
+def _watch(records: HostRecords, rows: dict[int, Observation], seconds: float) -> tuple[Lockspace, set[int]]:
     """Bring ``rows`` up to now, by one look or by watching; return the host ids that are in use."""
-    area = lockspace.area
     end = clock.monotonic() + seconds
     while True:
-        image = driver.run(read_sectors(area, 0, area.geometry.sectors, lockspace.io_timeout))
+        lockspace, occupied = records.read()
         now = clock.monotonic()
-        found = set()
-        for host_id, record in occupied_records(area, image):
+        for host_id, record in occupied:
             rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, now)
-            found.add(host_id)
         if now >= end:
-            return found
+            return lockspace, {host_id for host_id, _ in occupied}
         clock.sleep(min(1.0, end - now))
 
 
 def _host(host_id: int, row: Observation, now: float, own_timeout: int, *, is_ours: bool) -> Host:
     state = host_state(row, now, own_io_timeout=own_timeout, is_ours=is_ours)
     silent = state == FREE
+    io_timeout = sane_io_timeout(row.io_timeout, own_timeout)
     return Host(
         host_id,
         row.host_name,
@@ -159,6 +271,9 @@ def _host(host_id: int, row: Observation, now: float, own_timeout: int, *, is_ou
         None if silent else round(max(0.0, now - row.last_change), 1),
         None if silent else round(dead_in_seconds(row, now, own_io_timeout=own_timeout), 1),
         is_ours,
+        id_renewal_warn_seconds(io_timeout),
+        host_fail_seconds(io_timeout),
+        host_dead_seconds(io_timeout),
     )
 
 
@@ -180,7 +295,23 @@ def _this_host(session: Session, state: Optional[HostState]) -> Optional[dict[st
         "watchdog": None,
         "level": LEVEL,
         "problem": state.problem,
+        "warn_after": id_renewal_warn_seconds(member.io_timeout),
+        "fail_after": id_renewal_fail_seconds(member.io_timeout),
     }
+
+
+def is_backed(claim: Claim, leases: Mapping[str, Lease]) -> bool:
+    """Whether the disk says what a claim says: that the lease is this host's, of this generation."""
+    lease = leases.get(claim.resource)
+    return lease is not None and any(
+        owner["this_host"] and owner["generation"] == claim.generation for owner in lease.owners
+    )
+
+
+def _standing(claims: Sequence[Claim], leases: Sequence[Lease], store: ClaimStore) -> list[Claim]:
+    """The claims without those whose lease was released between our two looks."""
+    by_resource = {lease.resource: lease for lease in leases}
+    return [c for c in claims if is_backed(c, by_resource) or store.read(c.resource) == c]
 
 
 def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
@@ -208,33 +339,11 @@ def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
     )
 
 
-def _leases(
-    target: Target, disks: Sequence[str], hosts: Sequence[Host], claims: Sequence[Claim], our_id: int
-) -> list[Lease]:
-    paths = lease_paths(target, disks)
-    by_id = {host.host_id: host for host in hosts}
-    by_resource = {claim.resource: claim for claim in claims}
-    names = DiskNames()
-    lockspace_first = [target.path] if target.lease_dir is not None and paths else []
-    leases = (
-        lease_of(area, by_id, by_resource.get(os.path.basename(area.path)), our_id)
-        for area in dump([*lockspace_first, *paths])
-        if area.path != target.path
-    )
-    return [_named(lease, names) for lease in leases]
-
-
-def _named(lease: Lease, names: DiskNames) -> Lease:
-    """A lease whose disk neither its owner note nor our claim tells, with the disk that its digest proves."""
-    found = names.find(lease.resource) if lease.disk is None else None
-    return lease if found is None else lease._replace(disk=found.path, disk_source=found.source)
-
-
 def lease_of(area: AreaDump, hosts: dict[int, Host], claim: Optional[Claim], our_id: int) -> Lease:
     """What one resource area says, joined with what is known of the hosts and of this host's claim."""
     resource = area.leader["resource_name"] if area.leader else os.path.basename(area.path)
     note = area.owner_note or {}
-    disk = claim.disk if claim is not None else note.get("disk")
+    disk = claim.disk if claim is not None else noted_disk(note, resource)
     source = None if disk is None else "owner note" if claim is None else "claim"
     if area.kind != RESOURCE or area.leader is None or area.damage:
         lver = area.leader["lver"] if area.leader else None

@@ -14,6 +14,7 @@ from tests.proofs.fuzzing.cases import Case, Checking, Found, Target, check_text
 from tests.proofs.fuzzing.scenes import NOW, OBSERVATIONS, RESOURCE_PATH, SPACE_PATH, scene
 from vmlockctl.cli import dump_leases as dump_command
 from vmlockctl.cli import status as status_command
+from vmlockctl.lease.delta import occupied_records
 from vmlockctl.lease.liveness import NEVER_OBSERVED, observe
 from vmlockctl.ondisk.geometry import NOTE_SIZE, Geometry
 from vmlockctl.ops import dump_leases, status
@@ -90,7 +91,7 @@ def _run_dump(case: Case) -> float:
 
 def _hosts(image: bytes, geometry: Geometry) -> dict[int, status.Host]:
     rows = dict(OBSERVATIONS)
-    found = status.occupied_records(status.Lockspace(_area(geometry), "", 10).area, image)
+    found = occupied_records(status.Lockspace(_area(geometry), "", 10).area, image)
     for host_id, record in found:
         rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, NOW)
     return {i: status._host(i, rows[i], NOW, 10, is_ours=i == 2) for i, _ in found}
