@@ -42,6 +42,7 @@ RESOURCE = "resource"
 CLEARED = "cleared"
 RINDEX = "rindex"
 UNKNOWN = "unknown"
+ONLY_ZEROS = "only zeros"
 
 _KINDS = {DELTA_MAGIC: LOCKSPACE, PAXOS_MAGIC: RESOURCE, PAXOS_CLEARED_MAGIC: CLEARED}
 # Sectors of a 4096-byte head that can hold dblocks at 512: hosts 1 to 6.
@@ -385,7 +386,7 @@ def _too_short(place: _Place, offset: int, size: int) -> AreaDump:
 
 
 def _unknown(place: _Place, offset: int, head: bytes) -> AreaDump:
-    found = "only zeros" if not any(head) else f"magic {int.from_bytes(head[:4], 'little'):#010x}"
+    found = ONLY_ZEROS if not any(head) else f"magic {int.from_bytes(head[:4], 'little'):#010x}"
     return _no_area(place, offset, WrongMagic("no lease area here", found=found))
 
 

@@ -41,8 +41,10 @@ from vmlockctl.storage.driver import Driver
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any, Optional
+
+    from vmlockctl.ondisk.leader import Leader
 
 FREE_MODE, EXCLUSIVE, SHARED, UNKNOWN_MODE = "free", "exclusive", "shared", "unknown"
 
@@ -84,10 +86,18 @@ class Status(NamedTuple):
     claims: list[Claim]
 
 
-def status(session: Session, disks: Sequence[str] = (), *, observe_seconds: float = 0.0) -> Status:
+def status(
+    session: Session,
+    disks: Sequence[str] = (),
+    *,
+    observe_seconds: float = 0.0,
+    image_directories: Sequence[str] = (),
+    on_look: Callable[[Sequence[tuple[int, Leader]]], None] = lambda _records: None,
+) -> Status:
     """Look at a lockspace; nothing is written.
 
-    Raises ``NotJoined``, ``NoSuchArea``, ``OnDiskError`` and ``StorageError`` leaves.
+    ``image_directories`` may know disks of which nothing else tells. ``on_look`` is told the host records of
+    each look. Raises ``NotJoined``, ``NoSuchArea``, ``OnDiskError`` and ``StorageError`` leaves.
     """
     membership, target = _which(session)
     directory = session.directory_of(membership) if membership is not None else None
@@ -96,7 +106,7 @@ def status(session: Session, disks: Sequence[str] = (), *, observe_seconds: floa
     claims = ClaimStore(directory.claims_path).all() if directory is not None else []
     with Driver(writable=False) as driver:
         lockspace = driver.run(identify_lockspace(target.path, target.offset, space_name=target.name))
-        records = _watch(driver, lockspace, rows, observe_seconds)
+        records = _watch(driver, lockspace, rows, observe_seconds, on_look)
     own_timeout = membership.io_timeout if membership is not None else lockspace.io_timeout
     # Whole seconds, as the protocol judges: what is shown dead here can be taken over now.
     now = float(clock.monotonic_seconds())
@@ -108,7 +118,7 @@ def status(session: Session, disks: Sequence[str] = (), *, observe_seconds: floa
     observed_by = (
         "watching" if observe_seconds else ("daemon" if our_id and daemon_pid(session.run_dir) else "nobody")
     )
-    leases = _leases(target, disks, hosts, claims, our_id)
+    leases = _leases(target, disks, hosts, claims, our_id, DiskNames(image_directories))
     return Status(clock.wall(), observed_by, lockspace, _this_host(session, state), hosts, leases, claims)
 
 
@@ -130,7 +140,13 @@ def _which(session: Session) -> tuple[Optional[Membership], Target]:
     raise NotJoined("this host has not joined any lockspace", hint="name one with -L TARGET")
 
 
-def _watch(driver: Driver, lockspace: Lockspace, rows: dict[int, Observation], seconds: float) -> set[int]:
+def _watch(
+    driver: Driver,
+    lockspace: Lockspace,
+    rows: dict[int, Observation],
+    seconds: float,
+    on_look: Callable[[Sequence[tuple[int, Leader]]], None],
+) -> set[int]:
     """Bring ``rows`` up to now, by one look or by watching; return the host ids that are in use."""
     area = lockspace.area
     end = clock.monotonic() + seconds
@@ -138,7 +154,9 @@ def _watch(driver: Driver, lockspace: Lockspace, rows: dict[int, Observation], s
         image = driver.run(read_sectors(area, 0, area.geometry.sectors, lockspace.io_timeout))
         now = clock.monotonic()
         found = set()
-        for host_id, record in occupied_records(area, image):
+        records = occupied_records(area, image)
+        on_look(records)
+        for host_id, record in records:
             rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, now)
             found.add(host_id)
         if now >= end:
@@ -209,12 +227,16 @@ def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
 
 
 def _leases(
-    target: Target, disks: Sequence[str], hosts: Sequence[Host], claims: Sequence[Claim], our_id: int
+    target: Target,
+    disks: Sequence[str],
+    hosts: Sequence[Host],
+    claims: Sequence[Claim],
+    our_id: int,
+    names: DiskNames,
 ) -> list[Lease]:
     paths = lease_paths(target, disks)
     by_id = {host.host_id: host for host in hosts}
     by_resource = {claim.resource: claim for claim in claims}
-    names = DiskNames()
     lockspace_first = [target.path] if target.lease_dir is not None and paths else []
     leases = (
         lease_of(area, by_id, by_resource.get(os.path.basename(area.path)), our_id)
