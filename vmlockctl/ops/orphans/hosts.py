@@ -17,7 +17,6 @@ from vmlockctl.ops.orphans.finding import CRITICAL, WARNING, Finding, of_host
 from vmlockctl.ops.orphans.view import membership_of
 from vmlockctl.ops.session import Session
 from vmlockctl.ops.status import Host, Status
-from vmlockctl.records import NamedTuple
 from vmlockctl.storage.driver import Driver
 from vmlockctl.text import format_seconds
 
@@ -31,18 +30,13 @@ _TOO_OFTEN = 1.5
 _CHANGES_TO_TELL = 4
 
 
-class _Sign(NamedTuple):
-    host_id: int
-    text: str
-
-
 class HostWatch:
     """Watches the host records for what one host alone cannot do."""
 
     def __init__(self) -> None:
         self._last: dict[int, Leader] = {}
         self._changes: dict[int, int] = {}
-        self._signs: list[_Sign] = []
+        self._signs: dict[int, str] = {}  # the first of each
 
     def look(self, records: Sequence[tuple[int, Leader]]) -> None:
         """One look at the lockspace, as (host_id, record)."""
@@ -53,14 +47,12 @@ class HostWatch:
                 continue
             self._changes[host_id] = self._changes.get(host_id, 0) + 1
             text = _impossible(before, record)
-            if text is not None and text not in [sign.text for sign in self._signs]:
-                self._signs.append(_Sign(host_id, text))
+            if text is not None:
+                self._signs.setdefault(host_id, text)
 
     def signs(self, seconds: float) -> dict[int, list[str]]:
         """What was seen in so many seconds of watching, by host id."""
-        found: dict[int, list[str]] = {}
-        for sign in self._signs:
-            found.setdefault(sign.host_id, []).append(sign.text)
+        found = {host_id: [text] for host_id, text in self._signs.items()}
         for host_id, changes in self._changes.items():
             cycle = id_renewal_seconds(sane_io_timeout(self._last[host_id].io_timeout, 10))
             if changes >= _CHANGES_TO_TELL and changes > _TOO_OFTEN * (seconds / cycle + 1):
