@@ -14,7 +14,7 @@ _vmlockctl_options() {
         status)         echo "--watch --observe $common" ;;
         explain)        echo "--watch --observe $common" ;;
         dump-leases)    echo "--all-blocks $common" ;;
-        check-orphans)  echo "--fix --dry-run --yes $common" ;;
+        check-orphans)  echo "--fix --prune --dry-run --yes --images --observe --nagios $common" ;;
         *)              echo "$common" ;;
     esac
 }
@@ -45,7 +45,7 @@ _vmlockctl() {
     fi
 
     case $previous in
-        --run-dir) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
+        --run-dir | --images) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
         --pid) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$current") && return ;;
         --owner) mapfile -t COMPREPLY < <(compgen -u -- "$current") && return ;;
         --group) mapfile -t COMPREPLY < <(compgen -g -- "$current") && return ;;

@@ -27,9 +27,8 @@ def fstab(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("below", ["images", "images/a.img", "images/deep/a.img", "two words/a.img"])
 def test_below_a_mount_point_where_nothing_is_mounted(tmp_path: Path, fstab: str, below: str) -> None:
-    assert unmounted_above(str(tmp_path / below), fstab=fstab) == str(
-        tmp_path / below.split("/", maxsplit=1)[0]
-    )
+    point = str(tmp_path / Path(below).parts[0])
+    assert unmounted_above(str(tmp_path / below), fstab=fstab) == point
 
 
 def test_by_the_real_name_of_the_path(tmp_path: Path, fstab: str) -> None:
