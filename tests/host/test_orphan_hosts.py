@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.disk import lockspace_path, read_delta, write_leader
+from tests.support.disk import SECTOR, lockspace_path, read_delta, write_direct, write_leader
 from tests.support.fixtures import MakeHost
 from tests.support.orphans import report
 from tests.support.programs import Child
@@ -61,17 +61,18 @@ def test_a_host_id_that_another_host_took(host: VmHost, lease_dir: Path) -> None
 
 
 def test_a_host_lease_that_is_lost(host: VmHost, lease_dir: Path) -> None:
-    """A record that is gone is nobody else's."""
+    """Damage to its record is nobody else's doing, and the host cannot join again."""
     host.wait_for_pair()
-    path = lockspace_path(lease_dir)
-    path.rename(path.with_name(".away"))
-    state = host.run_dir / path.name / "host.json"
-    wait_for("the loss", lambda: '"lost"' in state.read_text(), within=30)
-    path.with_name(".away").rename(path)
-    found = about_hosts(host)
-    if found:  # it may have joined again
-        assert [finding["kind"] for finding in found] == ["host-lease-lost"]
-        assert "the daemon says" in found[0]["evidence"][0]
+    host.crash()
+    record = read_delta(lease_dir, 1)
+    torn = record._replace(timestamp=record.timestamp + 1).sector(SECTOR)
+    write_direct(lockspace_path(lease_dir), 0, torn)
+    host.start("daemon", log="daemon.log")
+    log = host.run_dir / "daemon.log"
+    wait_for("the loss", lambda: "cannot join" in log.read_text(), within=20)
+    [found] = about_hosts(host)
+    assert (found["kind"], found["severity"]) == ("host-lease-lost", "critical")
+    assert "checksum" in found["evidence"][0]
 
 
 @contextmanager

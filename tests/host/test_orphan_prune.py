@@ -303,6 +303,27 @@ def test_a_grant_in_a_file_that_was_removed_is_none(
     assert here.acquire(holder.pid, disk).returncode == 0
 
 
+def test_a_lease_that_is_removed_while_others_look_is_no_trouble(
+    host: VmHost, lease: Path, disk: Path
+) -> None:
+    """Another host prunes; before each of our calls on the file in turn."""
+    saved = lease.read_bytes()
+    look = [*OUR_COMMAND, "check-orphans", "--json"]
+    places = {"lease": str(lease)}
+    calls = run_supervised(look, environment=host.environment, places=places).calls
+    assert len(calls) >= 3
+    for number in range(1, len(calls) + 1):
+        lease.write_bytes(saved)
+
+        def remove(count: int, _call: Call, number: int = number) -> Decision:
+            if count == number:
+                lease.unlink()
+            return None
+
+        run = run_supervised(look, environment=host.environment, places=places, decide=remove)
+        assert run.returncode in (0, 1), f"before call {number}, {calls[number - 1]}: {run}"
+
+
 def test_whoever_has_the_removed_file_open_finds_no_lease_there(
     host: VmHost, lease: Path, disk: Path
 ) -> None:

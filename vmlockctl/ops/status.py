@@ -13,7 +13,7 @@ from vmlockctl.config import load
 from vmlockctl.daemon.claims import Claim, ClaimStore
 from vmlockctl.daemon.control import daemon_pid, standby_pid
 from vmlockctl.daemon.hoststate import LEVEL, LIVE, LOST, HostState, Membership
-from vmlockctl.errors import NoSuchArea, NotJoined
+from vmlockctl.errors import NoSuchArea, NotJoined, storage_error
 from vmlockctl.host.process import is_alive
 from vmlockctl.lease.delta import Lockspace, identify_lockspace, occupied_records
 from vmlockctl.lease.liveness import (
@@ -219,9 +219,13 @@ def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
         return found
     if directory is None:
         return []
+    try:
+        entries = os.listdir(directory)
+    except OSError as error:
+        raise storage_error(error, directory, "cannot read the lease directory") from None
     return sorted(
         os.path.join(directory, name)
-        for name in os.listdir(directory)
+        for name in entries
         if name != LIBVIRT_LOCKSPACE and not name.startswith(".")
     )
 
@@ -240,7 +244,7 @@ def _leases(
     lockspace_first = [target.path] if target.lease_dir is not None and paths else []
     leases = (
         lease_of(area, by_id, by_resource.get(os.path.basename(area.path)), our_id)
-        for area in dump([*lockspace_first, *paths])
+        for area in dump([*lockspace_first, *paths], missing_ok=True)
         if area.path != target.path
     )
     return [_named(lease, names) for lease in leases]

@@ -18,13 +18,12 @@ from vmlockctl.ops.orphans.view import (
     View,
     host_evidence,
     host_name,
-    identity_of,
     lease_evidence,
     openers_of,
     process_evidence,
     was_noted_here,
 )
-from vmlockctl.ops.status import FREE_MODE, Lease
+from vmlockctl.ops.status import UNKNOWN_MODE, Lease
 from vmlockctl.specs import resource_name
 
 TYPE_CHECKING = False
@@ -108,7 +107,7 @@ def about_qemu(qemu: RunningQemu, view: View) -> Iterator[Finding]:
     claimed = {claim.identity for claim in (*view.seen.claims, *view.claims.values())
                if any(map(is_alive, claim.processes))}  # fmt: skip
     for disk in qemu.disks:
-        identity = identity_of(disk.path)
+        identity = view.identities.get(disk.path)
         if not disk.shared and identity is not None and identity not in claimed:
             found = _about_disk(qemu, disk, view)
             if found is not None:
@@ -131,11 +130,11 @@ def _about_disk(qemu: RunningQemu, disk: QemuDisk, view: View) -> Optional[Findi
 def _leases_of(disk: str, view: View) -> list[Lease]:
     """The leases of all names of a disk."""
     resources = {resource_name(path) for path in (disk, os.path.realpath(disk))}
-    identity = identity_of(disk)
+    identity = view.identities[disk]
     return [
         lease
         for lease in view.seen.leases
-        if lease.resource in resources or (lease.owners and identity_of(lease.disk) == identity)
+        if lease.resource in resources or view.identities.get(lease.disk or "") == identity
     ]
 
 
@@ -143,11 +142,14 @@ def _held_elsewhere(
     lease: Lease, owner: dict[str, Any], disk: str, pid: int, process: str, view: View
 ) -> Finding:
     """A VM here, and the lease over there: two writers, or a migration that has not ended."""
-    more = [f"{process} was started with the disk to be written"]
-    if not any(word in ("-incoming", "--incoming") for word in cmdline(pid)):
-        return _taken(lease, owner, disk, pid, process, more, view)
-    more.append("it is the target of a migration (-incoming): until that ends, it does not write")
-    return _taken(lease, owner, disk, pid, process, more, view, WARNING)
+    more, severity = [f"{process} was started with the disk to be written"], CRITICAL
+    if any(word in ("-incoming", "--incoming") for word in cmdline(pid)):
+        more.append("it is the target of a migration (-incoming): until that ends, it does not write")
+        severity = WARNING
+    if view.sanlock_problem:
+        more.append(f"sanlock on this machine does not say whether it is that host: {view.sanlock_problem}")
+        severity = WARNING
+    return _taken(lease, owner, disk, pid, process, more, view, severity)
 
 
 def _unprotected(
@@ -157,7 +159,7 @@ def _unprotected(
     evidence = [lease_evidence(lease) for lease in leases] or ["there is no lease of any name of the disk"]
     evidence += map(process_evidence, others)
     step, advice = "explain", "stop it, and start it under a lease"
-    can_acquire = _is_live(view) and not others and all(_is_free(lease) for lease in leases)
+    can_acquire = _is_live(view) and not others and all(map(_can_be_had, leases))
     if domain is not None and domain.state == "paused":
         evidence.append("libvirt says that it is paused; its sanlock plugin lets go of a paused VM's leases")
         can_acquire, advice = False, "resume the VM, or stop it, through libvirt"
@@ -171,7 +173,7 @@ def _unprotected(
         disk,
         f"{process} may write {disk} without a lease",
         # A disk that never had a lease here may be none of this lockspace's: then a person must say so.
-        fix=kinds.ADOPT if can_acquire and leases else None,
+        fix=kinds.ADOPT if can_acquire and leases and not any(lease.owners for lease in leases) else None,
         evidence=evidence,
         risk="nothing keeps another host from starting a VM with this disk",
         command=f"vmlockctl {step} {shlex.quote(disk)}",
@@ -183,8 +185,10 @@ def _is_live(view: View) -> bool:
     return view.seen.this_host is not None and view.seen.this_host["state"] == LIVE
 
 
-def _is_free(lease: Lease) -> bool:
-    return lease.mode == FREE_MODE and not lease.damage
+def _can_be_had(lease: Lease) -> bool:
+    """Whether nobody holds it, or nobody that lives."""
+    is_whole = lease.mode != UNKNOWN_MODE and not lease.damage
+    return is_whole and all(owner["takeover_in"] == 0.0 for owner in lease.owners)
 
 
 def _forgotten(qemu: RunningQemu) -> Optional[Finding]:

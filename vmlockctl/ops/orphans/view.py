@@ -32,8 +32,10 @@ class View(NamedTuple):
     claimed: set[str]  # the resources of claims that were there at either look
     qemus: list[RunningQemu]
     domains: list[Domain]
+    identities: dict[str, Identity]  # by path, of the disks that are in use, or may be, and are there
     openers: dict[Identity, list[Opener]]
     our_host_ids: set[int]  # that programs of this machine hold, as far as they say
+    sanlock_problem: str  # why a sanlock daemon of this machine does not say which are its own
 
     def host(self, host_id: int) -> Optional[Host]:
         return next((host for host in self.seen.hosts if host.host_id == host_id), None)
@@ -54,16 +56,19 @@ def look_around(session: Session, seen: Status) -> View:
     qemus = list(running_qemus())
     disks = [lease.disk for lease in seen.leases if lease.disk and (lease.owners or lease.damage)]
     disks += [disk.path for qemu in qemus for disk in qemu.disks if not disk.shared]
-    identities = {found for found in map(identity_of, disks) if found is not None}
+    identities = {disk: found for disk in disks for found in [identity_of(disk)] if found is not None}
     ours = {seen.this_host["host_id"]} if seen.this_host is not None else set()
+    sanlocks, problem = _sanlock_host_ids(area.path, area.offset)
     return View(
         seen,
         {resource: claim for resource, claim in after.items() if resource in before},
         {*before, *after},
         qemus,
         domains(),
-        find_openers(identities).openers if identities else {},
-        ours | _sanlock_host_ids(area.path, area.offset),
+        identities,
+        find_openers(set(identities.values())).openers if identities else {},
+        ours | sanlocks,
+        problem,
     )
 
 
@@ -77,13 +82,15 @@ def _of_running(claims: Sequence[Claim]) -> dict[str, Claim]:
     return {claim.resource: claim for claim in claims if any(map(is_alive, claim.processes))}
 
 
-def _sanlock_host_ids(path: str, offset: int) -> set[int]:
+def _sanlock_host_ids(path: str, offset: int) -> tuple[set[int], str]:
+    """The host ids of this machine's sanlock daemon in a lockspace, and why it does not tell them."""
     try:
         joined = joined_lockspaces()
-    except SanlockSilent:
-        return set()
+    except SanlockSilent as error:
+        return set(), error.message
     real = os.path.realpath(path)
-    return {one.host_id for one in joined if (os.path.realpath(one.path), one.offset) == (real, offset)}
+    same = [one for one in joined if (os.path.realpath(one.path), one.offset) == (real, offset)]
+    return {one.host_id for one in same}, ""
 
 
 def identity_of(path: Optional[str]) -> Optional[Identity]:
@@ -101,7 +108,7 @@ def is_proven(lease: Lease) -> bool:
 
 def openers_of(view: View, disk: Optional[str]) -> list[Opener]:
     """Processes of this machine that have a disk open."""
-    identity = identity_of(disk)
+    identity = view.identities.get(disk or "")
     return view.openers.get(identity, []) if identity is not None else []
 
 
