@@ -95,8 +95,12 @@ def test_a_dry_run_of_an_adoption_and_a_removal(
     assert set(planned) == {str(kept), str(gone)}
     assert [w["record"] for w in planned[str(kept)]["writes"]] == ["our dblock", "leader", "owner note"]
     assert planned[str(kept)]["writes"][1]["new"] == "version 2, owner 1:1 (hostA)"
-    assert [w["record"] for w in planned[str(gone)]["writes"]] == ["our dblock", "leader", "file"]
-    assert planned[str(gone)]["writes"][-1]["new"] == "removed"
+    assert [(w["record"], w["old"], w["new"]) for w in planned[str(gone)]["writes"]] == [
+        ("our dblock", "version 1, released", "version 2"),
+        ("leader", "version 1, free", "version 2, owner 1:1 (hostA)"),
+        ("file", "version 2, owner 1:1 (hostA)", "removed"),
+        ("leader of the removed file", "version 2, owner 1:1 (hostA)", "cleared"),
+    ]
     assert [resource_path(lease_dir, disk).read_bytes() for disk in (kept, gone)] == before
     assert [plan["disk"] for plan in report(host, "--prune", "--dry-run")["planned"]] == [str(gone)]
     assert host.call("check-orphans", "--fix", "--prune", "--yes").returncode in (0, 1)

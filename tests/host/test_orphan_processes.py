@@ -128,6 +128,22 @@ def test_a_host_that_has_not_joined_adopts_nothing(
     assert (found["kind"], found["fix"]) == ("unprotected-process", None)
 
 
+def test_a_process_that_does_not_have_its_disk_open_is_left_to_a_person(
+    host: VmHost, holder: Child, lease_dir: Path, disk: Path
+) -> None:
+    """A wrapper perhaps, whose VM is not started yet: only the owner note says who it is."""
+    assert host.acquire(holder.pid, disk).returncode == 0
+    for claim in host.claims_dir.glob("*.json"):
+        claim.unlink()
+    [found] = findings(host, disk)
+    assert (found["kind"], found["pid"], found["fix"]) == ("process-without-claim", holder.pid, None)
+    assert fixed(host, "--fix") == []
+    assert lease_owner(lease_dir, disk) == 1
+    done = host.call(*shlex.split(found["command"])[1:])
+    assert done.returncode == 0, done
+    assert kinds(host, disk) == []
+
+
 # -- taken ---------------------------------------------------------------------------------------------
 
 

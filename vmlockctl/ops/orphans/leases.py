@@ -214,6 +214,17 @@ def _without_claim(lease: Lease, owner: dict[str, Any], user: Opener, view: View
     users = users_of(view, lease)
     may_adopt = lease.mode == EXCLUSIVE and _is_there(lease) and _is_its_vm(lease, users, view)
     process = f"process {user.pid} ({user.comm}) of this host"
+    evidence = [
+        lease_evidence(lease, owner),
+        "no claim of this host covers it",
+        *map(process_evidence, users),
+    ]
+    if not users:
+        evidence.append(f"the owner note names process {user.pid}, which still runs")
+    step, advice = "explain", "end that process in order; its lease can be released then"
+    if lease.mode == EXCLUSIVE and _is_there(lease) and len(users) < 2:
+        step = f"acquire --pid {user.pid}"
+        advice = "the process gets its claim back, without letting its lease go: the daemon watches it then"
     return of_lease(
         kinds.PROCESS_WITHOUT_CLAIM,
         CRITICAL,
@@ -221,16 +232,10 @@ def _without_claim(lease: Lease, owner: dict[str, Any], user: Opener, view: View
         f"{_name(lease)} is in use by {process} under a lease that no claim covers",
         owner={**owner, "pid": user.pid},
         fix=kinds.ADOPT if may_adopt else None,
-        evidence=[
-            lease_evidence(lease, owner),
-            "no claim of this host covers it",
-            *map(process_evidence, users),
-        ],
+        evidence=evidence,
         risk="it would not be stopped if the host lease were lost: another host could start a second writer",
-        command=FIX if may_adopt else f"vmlockctl explain {_quoted(lease)}",
-        advice="it acquires the lease anew for that process, without letting go; the daemon watches it then"
-        if may_adopt
-        else "end that process in order; its lease can be released then",
+        command=f"vmlockctl {step} {_quoted(lease)}",
+        advice=advice,
     )
 
 

@@ -36,31 +36,42 @@ def planned_writes(session: Session, seen: Status, finding: Finding) -> list[Wri
 
 def _writes_in(path: str, fix: str, seen: Status) -> Iterator[Write]:
     assert seen.this_host is not None
-    ours = f"owner {_owner(seen.this_host)}"
     area = _area_of(path)
+    geometry = seen.lockspace.area.geometry
+    lver, before = 0, "free"
     if area is None:
-        geometry = seen.lockspace.area.geometry
         yield Write(path, 0, "file", "none", f"a free lease of {geometry.align_size} bytes")
-        lver, before = 0, "free"
     else:
         assert area.leader is not None
         geometry = Geometry(area.sector_size or 512, area.align_size or 1 << 20)
         lver, before = area.leader["lver"], _leader_owner(area.leader, seen)
-    dblock = geometry.dblock_sector(seen.this_host["host_id"]) * geometry.sector_size
+    host_id, ours = seen.this_host["host_id"], f"owner {_owner(seen.this_host)}"
+    dblock = geometry.dblock_sector(host_id) * geometry.sector_size
+    released = Write(path, dblock, "our dblock", _dblock_of(area, host_id), f"version {lver}, released")
     if fix == RELEASE_OURS:
-        yield Write(path, dblock, "our dblock", f"version {lver}", f"version {lver}, released")
+        yield released
         yield Write(path, 0, "leader", f"version {lver}, {before}", f"version {lver}, free")
         return
-    yield Write(path, dblock, "our dblock", "whatever it is", f"ballot for version {lver + 1}")
-    yield Write(path, 0, "leader", f"version {lver}, {before}", f"version {lver + 1}, {ours}")
+    new = f"version {lver + 1}"
+    yield released._replace(new=new)
+    yield Write(path, 0, "leader", f"version {lver}, {before}", f"{new}, {ours}")
     if fix == REMOVE:
-        yield Write(path, 0, "file", f"version {lver + 1}, {ours}", "removed")
+        yield Write(path, 0, "file", f"{new}, {ours}", "removed")
+        yield Write(path, 0, "leader of the removed file", f"{new}, {ours}", "cleared")
         return
     note = geometry.note_sectors()[0] * geometry.sector_size
-    yield Write(path, note, "owner note", "whatever it is", f"of version {lver + 1}")
+    old = area.owner_note if area is not None else None
+    yield Write(path, note, "owner note", f"version {old.get('lver')}" if old else "none", new)
     if fix != ADOPT:
-        yield Write(path, dblock, "our dblock", f"version {lver + 1}", f"version {lver + 1}, released")
-        yield Write(path, 0, "leader", f"version {lver + 1}, {ours}", f"version {lver + 1}, free")
+        yield released._replace(old=new, new=f"{new}, released")
+        yield Write(path, 0, "leader", f"{new}, {ours}", f"{new}, free")
+
+
+def _dblock_of(area: Optional[AreaDump], host_id: int) -> str:
+    for dblock in (area.dblocks or []) if area is not None else []:
+        if dblock["host_id"] == host_id:
+            return f"version {dblock['lver']}" + (", released" if dblock["released"] else "")
+    return "never used"
 
 
 def _area_of(path: str) -> Optional[AreaDump]:
