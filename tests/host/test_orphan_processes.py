@@ -81,6 +81,21 @@ def test_the_claim_of_a_running_vm_is_given_back(
     vm.wait(within=10)
 
 
+def test_a_disk_that_was_plugged_into_a_running_vm(
+    host: VmHost, holder: Child, qemu: QemuStarter, lease_dir: Path, disk: Path
+) -> None:
+    """No command line names it; that the process has it open for writing does."""
+    known(host, holder, disk)
+    vm = qemu(*machine()).wait_ready()
+    assert kinds(host, disk) == []
+    image = {"driver": "file", "filename": str(disk)}
+    vm.qmp("blockdev-add", driver="raw", file=image, **{"node-name": "plugged"})
+    [found] = findings(host, disk)
+    assert (found["kind"], found["pid"], found["fix"]) == ("unprotected-process", vm.pid, "adopt")
+    assert [done["done"] for done in fixed(host, "--fix")] == [True]
+    assert lease_owner(lease_dir, disk) == 1
+
+
 def test_a_vm_whose_disk_has_no_lease_here_is_left_to_a_person(
     host: VmHost, qemu: QemuStarter, lease_dir: Path, disk: Path
 ) -> None:

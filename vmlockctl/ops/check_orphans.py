@@ -11,7 +11,7 @@ from __future__ import annotations
 from vmlockctl.ops.orphans.finding import CRITICAL, SEVERITIES, WARNING, Finding, Note
 from vmlockctl.ops.orphans.hosts import HostWatch, duplicate_hosts
 from vmlockctl.ops.orphans.leases import about_lease, note_of
-from vmlockctl.ops.orphans.processes import about_qemu, claims_without_lease
+from vmlockctl.ops.orphans.processes import about_qemus, claims_without_lease
 from vmlockctl.ops.orphans.view import look_around
 from vmlockctl.ops.session import Session
 from vmlockctl.ops.status import Status, status
@@ -55,7 +55,7 @@ def check_orphans(
     view = look_around(session, seen)
     findings = [finding for lease in seen.leases for finding in about_lease(lease, view)]
     findings += claims_without_lease(view)
-    findings += [finding for qemu in view.qemus for finding in about_qemu(qemu, view)]
+    findings += about_qemus(view)
     findings += duplicate_hosts(session, seen, watch, observe_seconds)
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.kind, finding.subject))
     told = {finding.path for finding in findings}

@@ -10,7 +10,6 @@ from vmlockctl.daemon.hoststate import LIVE
 from vmlockctl.host.libvirt import Domain
 from vmlockctl.host.libvirt_qemus import forgotten_by_libvirt
 from vmlockctl.host.process import cmdline, comm, is_alive
-from vmlockctl.host.qemu import QemuDisk
 from vmlockctl.host.qemus import RunningQemu
 from vmlockctl.ops.orphans import finding as kinds
 from vmlockctl.ops.orphans.finding import CRITICAL, WARNING, Finding, of_lease, of_process
@@ -99,32 +98,47 @@ def _taken(
 # -- QEMU ------------------------------------------------------------------------------------------
 
 
-def about_qemu(qemu: RunningQemu, view: View) -> Iterator[Finding]:
-    """What is wrong with one running QEMU and its writable disks."""
-    forgotten = _forgotten(qemu)
-    if forgotten is not None:
-        yield forgotten
-    claimed = {claim.identity for claim in (*view.seen.claims, *view.claims.values())
-               if any(map(is_alive, claim.processes))}  # fmt: skip
-    for disk in qemu.disks:
-        identity = view.identities.get(disk.path)
-        if not disk.shared and identity is not None and identity not in claimed:
-            found = _about_disk(qemu, disk, view)
-            if found is not None:
-                yield found
+def about_qemus(view: View) -> Iterator[Finding]:
+    """What is wrong with running QEMUs and their writable disks."""
+    claimed = {
+        claim.identity
+        for claim in (*view.seen.claims, *view.claims.values())
+        if any(map(is_alive, claim.processes))
+    }
+    plugged = _written_disks(view)
+    for qemu in view.qemus:
+        forgotten = _forgotten(qemu)
+        if forgotten is not None:
+            yield forgotten
+        named = [disk.path for disk in qemu.disks if not disk.shared]
+        disks = {view.identities.get(path): path for path in (*plugged.get(qemu.pid, ()), *named)}
+        for identity, path in disks.items():
+            if identity is not None and identity not in claimed:
+                yield from _about_disk(qemu, path, view)
 
 
-def _about_disk(qemu: RunningQemu, disk: QemuDisk, view: View) -> Optional[Finding]:
-    leases = _leases_of(disk.path, view)
+def _written_disks(view: View) -> dict[int, list[str]]:
+    """The disks of leases that processes have open for writing, by pid: also those that were plugged in."""
+    found: dict[int, list[str]] = {}
+    for lease in view.seen.leases:
+        for opener in openers_of(view, lease.disk):
+            if opener.writable and lease.disk is not None:
+                found.setdefault(opener.pid, []).append(lease.disk)
+    return found
+
+
+def _about_disk(qemu: RunningQemu, disk: str, view: View) -> Iterator[Finding]:
+    leases = _leases_of(disk, view)
     owners = [(lease, owner) for lease in leases for owner in lease.owners]
     if any(owner["host_id"] in view.our_host_ids or was_noted_here(lease) for lease, owner in owners):
-        return None  # a host of this machine has it: what is wrong with its lease, the lease tells
+        return  # a host of this machine has it: what is wrong with its lease, the lease tells
     process = f"process {qemu.pid} ({qemu.name or comm(qemu.pid)})"
     domain = next((domain for domain in view.domains if domain.pid == qemu.pid), None)
     for lease, owner in owners:
         if owner["takeover_in"] != 0.0:
-            return _held_elsewhere(lease, owner, disk.path, qemu.pid, process, view)
-    return _unprotected(qemu, disk.path, process, leases, domain, view)
+            yield _held_elsewhere(lease, owner, disk, qemu.pid, process, view)
+            return
+    yield _unprotected(qemu, disk, process, leases, domain, view)
 
 
 def _leases_of(disk: str, view: View) -> list[Lease]:
@@ -142,7 +156,7 @@ def _held_elsewhere(
     lease: Lease, owner: dict[str, Any], disk: str, pid: int, process: str, view: View
 ) -> Finding:
     """A VM here, and the lease over there: two writers, or a migration that has not ended."""
-    more, severity = [f"{process} was started with the disk to be written"], CRITICAL
+    more, severity = [f"{process} may write the disk"], CRITICAL
     if any(word in ("-incoming", "--incoming") for word in cmdline(pid)):
         more.append("it is the target of a migration (-incoming): until that ends, it does not write")
         severity = WARNING

@@ -32,7 +32,7 @@ class View(NamedTuple):
     claimed: set[str]  # the resources of claims that were there at either look
     qemus: list[RunningQemu]
     domains: list[Domain]
-    identities: dict[str, Identity]  # by path, of the disks that are in use, or may be, and are there
+    identities: dict[str, Identity]  # by path, of the disks of leases and QEMUs that are there
     openers: dict[Identity, list[Opener]]
     our_host_ids: set[int]  # that programs of this machine hold, as far as they say
     sanlock_problem: str  # why a sanlock daemon of this machine does not say which are its own
@@ -54,7 +54,7 @@ def look_around(session: Session, seen: Status) -> View:
     store = None if membership is None else ClaimStore(session.directory_of(membership).claims_path)
     after = _of_running(store.all() if store is not None else [])
     qemus = list(running_qemus())
-    disks = [lease.disk for lease in seen.leases if lease.disk and (lease.owners or lease.damage)]
+    disks = [lease.disk for lease in seen.leases if lease.disk]
     disks += [disk.path for qemu in qemus for disk in qemu.disks if not disk.shared]
     identities = {disk: found for disk in disks for found in [identity_of(disk)] if found is not None}
     ours = {seen.this_host["host_id"]} if seen.this_host is not None else set()
