@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from vmlockctl.ops.orphans import disks
+from vmlockctl.ops.orphans import disks, patience
 from vmlockctl.ops.orphans.disks import GONE, OUT_OF_SIGHT, THERE, look_for
 
 
@@ -59,3 +60,27 @@ def test_a_directory_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(disks.os, "listdir", refuse)
     assert look_for(str(tmp_path / "a.img")).state == OUT_OF_SIGHT
+
+
+def test_storage_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given up soon, and for the next disk in that directory at once; other directories are looked at."""
+    answered = threading.Event()
+    asked: list[str] = []
+
+    def hang(path: str) -> None:
+        asked.append(path)
+        if "dead" in path:
+            assert answered.wait(20)
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(disks.os, "stat", hang)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
+    try:
+        for name in ("a.img", "b.img"):
+            sight = look_for(f"{tmp_path}/dead/{name}")
+            assert sight.state == OUT_OF_SIGHT
+            assert "answer" in sight.evidence
+        look_for(f"{tmp_path}/c.img")
+        assert asked[:2] == [f"{tmp_path}/dead/a.img", f"{tmp_path}/c.img"]
+    finally:
+        answered.set()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 
+from vmlockctl.errors import StorageError
 from vmlockctl.host.mounts import unmounted_above
+from vmlockctl.ops.orphans.patience import patiently
 from vmlockctl.records import NamedTuple
 
 THERE, GONE, OUT_OF_SIGHT = "there", "gone", "out of sight"
@@ -21,7 +23,14 @@ class Sight(NamedTuple):
 
 
 def look_for(disk: str) -> Sight:
-    """Look for a disk by its path."""
+    """Look for a disk by its path; one whose storage does not answer is out of sight."""
+    try:
+        return patiently(disk, lambda: _look_for(disk))
+    except (StorageError, ValueError) as error:
+        return Sight(OUT_OF_SIGHT, f"{disk} cannot be looked at: {error}")
+
+
+def _look_for(disk: str) -> Sight:
     try:
         os.stat(disk)
         return Sight(THERE, f"{disk} is there")

@@ -6,12 +6,14 @@ import os
 
 from vmlockctl.daemon.claims import Claim, ClaimStore
 from vmlockctl.daemon.hoststate import Membership
+from vmlockctl.errors import StorageError
 from vmlockctl.host.libvirt import Domain, domains
 from vmlockctl.host.openers import Identity, Opener, find_openers
 from vmlockctl.host.process import boot_id, comm, identify, is_alive
 from vmlockctl.host.qemus import RunningQemu, running_qemus
 from vmlockctl.host.sanlockd import SanlockSilent, joined_lockspaces
 from vmlockctl.ops.dump_leases import dump
+from vmlockctl.ops.orphans.patience import patiently
 from vmlockctl.ops.session import Session, find_membership
 from vmlockctl.ops.status import SHARED, Host, Lease, Status
 from vmlockctl.records import NamedTuple
@@ -94,10 +96,10 @@ def _sanlock_host_ids(path: str, offset: int) -> tuple[set[int], str]:
 
 
 def identity_of(path: Optional[str]) -> Optional[Identity]:
-    """Of a disk that is there."""
+    """Of a disk that is there, and answers."""
     try:
-        return Identity.of_path(path) if path else None
-    except (OSError, ValueError):
+        return patiently(path, lambda: Identity.of_path(path)) if path else None
+    except (OSError, ValueError, StorageError):
         return None
 
 
