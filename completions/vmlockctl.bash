@@ -14,7 +14,7 @@ _vmlockctl_options() {
         status)         echo "--watch --interval --observe --images $common" ;;
         explain)        echo "--watch --observe $common" ;;
         dump-leases)    echo "--all-blocks --images $common" ;;
-        check-orphans)  echo "--fix --dry-run --yes $common" ;;
+        check-orphans)  echo "--fix --prune --dry-run --yes --images --observe --nagios $common" ;;
         *)              echo "$common" ;;
     esac
 }

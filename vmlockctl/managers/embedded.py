@@ -27,6 +27,7 @@ from vmlockctl.errors import (
     LeaseLost,
     NotHeld,
     OnDiskError,
+    RaceLost,
     SharedLeaseHeld,
     StorageError,
     VmlockctlError,
@@ -40,7 +41,7 @@ from vmlockctl.lease.release import release, retract
 from vmlockctl.lease.request import Asked, clear_request, request
 from vmlockctl.lease.resource import Claimant, Held, Resource, write_note
 from vmlockctl.lease.steps import WriteSector
-from vmlockctl.lease.timeouts import bit_stands_seconds
+from vmlockctl.lease.timeouts import bit_stands_seconds, read_timeout_seconds
 from vmlockctl.log import WARNING, log, who
 from vmlockctl.managers.base import Grant, User, Want
 from vmlockctl.managers.busy import held_by_claim
@@ -119,27 +120,31 @@ class EmbeddedManager:
                 joined = self._join_existing(existing, want, user)
                 if joined is not None:
                     return joined, None if user.process in existing.processes else self._undo
-            claim = Claim(
-                resource=want.resource,
-                path=want.path,
-                offset=want.offset,
-                disk=want.disk,
-                identity=want.identity,
-                mode=SHARED if want.shared else EXCLUSIVE,
-                state=ACQUIRING,
-                host_id=state.membership.host_id,
-                generation=state.generation,
-                lver=0,
-                processes=(user.process,),
-                command=_ourselves(),
-                vm=user.vm,
-                uuid=user.uuid,
-                acquired_at=clock.wall(),
-            )
+            claim = self._new_claim(state, want, user)
             self._store.write(claim)
             return self._acquire_claimed(state, claim, existing, expect_lver), self._undo
         finally:
             self._unlock(with_lock, want.resource)
+
+    @staticmethod
+    def _new_claim(state: HostState, want: Want, user: User) -> Claim:
+        return Claim(
+            resource=want.resource,
+            path=want.path,
+            offset=want.offset,
+            disk=want.disk,
+            identity=want.identity,
+            mode=SHARED if want.shared else EXCLUSIVE,
+            state=ACQUIRING,
+            host_id=state.membership.host_id,
+            generation=state.generation,
+            lver=0,
+            processes=(user.process,),
+            command=_ourselves(),
+            vm=user.vm,
+            uuid=user.uuid,
+            acquired_at=clock.wall(),
+        )
 
     def _acquire_claimed(
         self, state: HostState, claim: Claim, existing: Optional[Claim], expect_lver: Optional[int]
@@ -156,6 +161,7 @@ class EmbeddedManager:
             )
             if claim.is_shared:
                 confirm_shared(self._driver, claimant, claim._replace(lver=held.leader.lver))
+            self._refuse_removed_file(claim, claimant)
         except VmlockctlError as error:
             self._checks.name_vm(claim.lease, error)
             if self._driver.write_count == writes_before or self._retracted(claim, claimant, error):
@@ -166,6 +172,14 @@ class EmbeddedManager:
         self._store.write(claim)
         self._write_note(claimant, held, claim)
         return _grant(claim)
+
+    def _refuse_removed_file(self, claim: Claim, claimant: Claimant) -> None:
+        """What was won in a file that no path leads to any more is no lease: others use its successor.
+
+        Only its holder removes a lease file (``managers/removal.py``): from here on nobody but us.
+        """
+        if not self._driver.is_current(claim.path, read_timeout_seconds(claimant.io_timeout)):
+            raise RaceLost(f"{claim.path}: the lease file was removed or replaced while it was acquired")
 
     def _retracted(self, claim: Claim, claimant: Claimant, error: VmlockctlError) -> bool:
         """Give up a ballot that was not won; False leaves the claim to the daemon to settle."""

@@ -12,7 +12,7 @@ import os
 import stat
 
 from vmlockctl.errors import CannotCreate, StorageError, VmlockctlError, storage_error
-from vmlockctl.storage.device import Buffer, open_direct, read_exact, write_exact
+from vmlockctl.storage.device import Buffer, open_direct, read_exact, sync_directory, write_exact
 from vmlockctl.storage.worker import Worker
 
 _PAGE = 4096
@@ -50,7 +50,7 @@ def publish_file(
             raise _cannot_create(error, path) from None
         finally:
             _unlink(temporary)
-        _sync_directory(os.path.dirname(path))
+        sync_directory(os.path.dirname(path))
         return True
 
     return _in_worker(path, action, len(area), timeout_seconds, "create")
@@ -74,7 +74,7 @@ def replace_file(path: str, area: bytes, *, timeout_seconds: float) -> None:
                 owner = (before.st_uid, before.st_gid)
                 _write_new(temporary, area, owner, stat.S_IMODE(before.st_mode), buffer)
                 os.rename(temporary, path)
-                _sync_directory(os.path.dirname(path))
+                sync_directory(os.path.dirname(path))
                 wiped = min(len(area), before.st_size) // _PAGE * _PAGE
                 write_exact(old, path, 0, bytes(wiped), buffer)
             finally:
@@ -164,13 +164,3 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except OSError:
         pass
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError:
-        pass  # some network file systems cannot, and need not
-    finally:
-        os.close(fd)

@@ -388,6 +388,37 @@ class CheckOrphansDead(CheckOrphans):
         LeaseCase.recover(self, again_first=again_first)
 
 
+class CheckOrphansPrune(CheckOrphans):
+    """The lease file of a disk that is gone; when the disk comes back, whoever is first makes a new one."""
+
+    name = "check-orphans-prune"
+
+    def prepare(self) -> None:
+        LeaseCase.prepare(self)
+        self._acquire()
+        assert self.host.release(self.holder.pid, self.disk).returncode == 0
+        self.disk.unlink()
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["check-orphans", "--prune", "--yes"]
+
+    def has_effect(self) -> bool:
+        return not resource_path(self.world.lease_dir, self.disk).exists()
+
+    def recover(self, *, again_first: bool) -> None:
+        if again_first:
+            self.run_again()
+        self.disk.write_bytes(bytes(4096))
+        LeaseCase.recover(self, again_first=False)
+
+    def run_again(self) -> None:
+        """What the dead command claimed the daemon settles first."""
+        self.disk.unlink(missing_ok=True)
+        wait_for("the claim to be settled", lambda: not self._claim.exists(), within=SETTLE_BOUND_SECONDS)
+        LeaseCase.run_again(self)
+
+
 class _Standing(Child):
     def __init__(self) -> None:
         super().__init__(["sleep", "infinity"])
@@ -398,5 +429,5 @@ class _Standing(Child):
 
 LEASE_CASES: tuple[type[LeaseCase], ...] = (
     Acquire, AcquireShared, AcquireConverts, Release, ReleaseShared, ReleaseToShared, RunCommand,
-    CheckOrphans, CheckOrphansDead, Request, RequestForce,
+    CheckOrphans, CheckOrphansDead, CheckOrphansPrune, Request, RequestForce,
 )  # fmt: skip
