@@ -18,15 +18,24 @@ if TYPE_CHECKING:
     from vmlockctl.errors import ContentionError
     from vmlockctl.host.openers import Identity
     from vmlockctl.host.process import Process
+    from vmlockctl.lease.liveness import Instance
     from vmlockctl.lease.request import Asked
 
     class LockManager(Protocol):
         """Holds leases for processes. One instance serves one lockspace."""
 
         def acquire(
-            self, wants: Sequence[Want], user: User, *, expect_lver: Optional[int] = None
+            self,
+            wants: Sequence[Want],
+            user: User,
+            *,
+            expect_lver: Optional[int] = None,
+            vouched: Optional[Instance] = None,
         ) -> list[Grant]:
-            """All of the leases or none, for a running process."""
+            """All of the leases or none, for a running process.
+
+            ``vouched``: a person says that this instance of a host is dead (``lease/liveness.py``).
+            """
 
         def wait_until_free(self, wants: Sequence[Want], seconds: float, why: ContentionError) -> None:
             """Let time pass until another attempt is worth it, at most so long."""

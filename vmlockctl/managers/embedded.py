@@ -47,6 +47,7 @@ from vmlockctl.managers.busy import held_by_claim
 from vmlockctl.managers.localchecks import NOTE_SECONDS, LocalChecks
 from vmlockctl.ondisk import ownernote
 from vmlockctl.ondisk.leader import Leader
+from vmlockctl.records import NamedTuple
 from vmlockctl.storage.driver import Driver
 from vmlockctl.text import safe
 
@@ -56,10 +57,18 @@ if TYPE_CHECKING:
     from typing import Optional
 
     from vmlockctl.daemon.hoststate import HostState, LockspaceDir
+    from vmlockctl.lease.liveness import Instance
 
 # How long a command waits for the daemon or another command to finish with the same lease.
 _LOCK_SECONDS = 5.0
 _LOOK_SECONDS = 0.03
+
+
+class _Terms(NamedTuple):
+    """What ``lease.paxos.acquire`` is told besides the mode."""
+
+    expect_lver: Optional[int]
+    vouched: Optional[Instance]
 
 
 class EmbeddedManager:
@@ -82,8 +91,16 @@ class EmbeddedManager:
 
     # -- acquire -----------------------------------------------------------------------------------
 
-    def acquire(self, wants: Sequence[Want], user: User, *, expect_lver: Optional[int] = None) -> list[Grant]:
+    def acquire(
+        self,
+        wants: Sequence[Want],
+        user: User,
+        *,
+        expect_lver: Optional[int] = None,
+        vouched: Optional[Instance] = None,
+    ) -> list[Grant]:
         """All of the leases or none. In the order of their names: two commands never deadlock."""
+        terms = _Terms(expect_lver, vouched)
         granted: list[Grant] = []
         undo: list[tuple[Callable[[Grant, Process], None], Grant]] = []
         state = self._directory.require_live()
@@ -91,7 +108,7 @@ class EmbeddedManager:
         try:
             self._checks.refuse_openers(state, wants, user.process)
             for want in sorted(wants):
-                grant, how_to_undo = self._acquire_one(state, want, user, expect_lver)
+                grant, how_to_undo = self._acquire_one(state, want, user, terms)
                 granted.append(grant)
                 if how_to_undo is not None:
                     undo.append((how_to_undo, grant))
@@ -105,7 +122,7 @@ class EmbeddedManager:
         return granted
 
     def _acquire_one(
-        self, state: HostState, want: Want, user: User, expect_lver: Optional[int]
+        self, state: HostState, want: Want, user: User, terms: _Terms
     ) -> tuple[Grant, Optional[Callable[[Grant, Process], None]]]:
         """One lease, and how to undo it; None where the process had it before."""
         with_lock = self._locked(want.resource, want.disk)
@@ -114,7 +131,7 @@ class EmbeddedManager:
             if existing is not None:
                 existing = self._after_conversion(state, existing)
                 if self._may_convert(existing, want, user):
-                    return self._to_exclusive(state, existing, expect_lver), self._undo_conversion
+                    return self._to_exclusive(state, existing, terms.expect_lver), self._undo_conversion
                 joined = self._join_existing(existing, want, user)
                 if joined is not None:
                     return joined, None if user.process in existing.processes else self._undo
@@ -136,12 +153,12 @@ class EmbeddedManager:
                 acquired_at=clock.wall(),
             )
             self._store.write(claim)
-            return self._acquire_claimed(state, claim, existing, expect_lver), self._undo
+            return self._acquire_claimed(state, claim, existing, terms), self._undo
         finally:
             self._unlock(with_lock, want.resource)
 
     def _acquire_claimed(
-        self, state: HostState, claim: Claim, existing: Optional[Claim], expect_lver: Optional[int]
+        self, state: HostState, claim: Claim, existing: Optional[Claim], terms: _Terms
     ) -> Grant:
         """With the claim written: ask the machine, then the disk."""
         claimant = self._directory.claimant(state)
@@ -150,9 +167,7 @@ class EmbeddedManager:
             self._checks.refuse_local_conflicts(claim)
             if existing is None:
                 self._checks.refuse_forgotten_owner(state, claim)
-            held = self._driver.run(
-                acquire(claimant, claim.lease, shared=claim.is_shared, expect_lver=expect_lver)
-            )
+            held = self._driver.run(acquire(claimant, claim.lease, shared=claim.is_shared, **terms._asdict()))
             if claim.is_shared:
                 confirm_shared(self._driver, claimant, claim._replace(lver=held.leader.lver))
         except VmlockctlError as error:
