@@ -17,10 +17,11 @@ from vmlockctl.host.openers import Identity, Opener, find_openers
 from vmlockctl.host.process import comm, identify, is_alive
 from vmlockctl.host.qemus import running_qemus
 from vmlockctl.lease.liveness import DEAD, FREE
-from vmlockctl.managers.base import User, Want, lock_manager
+from vmlockctl.managers.base import Want, lock_manager
 from vmlockctl.managers.embedded import EmbeddedManager
 from vmlockctl.ops.session import Session, chosen_membership, live_directory
 from vmlockctl.ops.status import EXCLUSIVE, SHARED, Lease, Status, status
+from vmlockctl.ops.takeover import take_and_release
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import resource_name
 
@@ -220,20 +221,13 @@ def fix(session: Session, findings: Sequence[Finding]) -> list[Fixed]:
             if finding.fix == RELEASE_OURS:
                 EmbeddedManager(directory).release_unclaimed(_want(finding))
             else:
-                _take_and_release(lock_manager(config.lock_manager, directory), _want(finding))
+                manager = lock_manager(config.lock_manager, directory)
+                take_and_release(manager, [_want(finding)], command="check-orphans")
         except VmlockctlError as error:
             results.append(Fixed(finding, False, f"left as it is: {error.message}"))  # noqa: FBT003
         else:
             results.append(Fixed(finding, True, "released"))  # noqa: FBT003
     return results
-
-
-def _take_and_release(manager: Any, want: Want) -> None:
-    """The protocol itself proves that the owner is gone, or refuses."""
-    process = identify(os.getpid())
-    assert process is not None
-    manager.acquire([want], User(process, vm="check-orphans"))
-    manager.release(want.resource, pid=process.pid)
 
 
 def _want(finding: Finding) -> Want:
