@@ -5,8 +5,11 @@ io_timeout is 1: an owner is failing after 8 s of silence, and dead after 68.
 
 from __future__ import annotations
 
+import shlex
+import signal
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -18,11 +21,14 @@ from tests.support.disk import (
     read_delta,
     resource_name,
     resource_path,
+    shared_hosts,
     watch_delta,
     write_direct,
     write_leader,
 )
-from tests.support.programs import Child, Result, standing_process
+from tests.support.fixtures import MakeHost
+from tests.support.programs import Child, Result, send_signal, standing_process
+from tests.support.sanlockhost import SanlockHost
 from tests.support.vmhost import VmHost, error_object
 from tests.support.waiting import wait_for, wait_until
 
@@ -173,25 +179,177 @@ def test_an_owner_whose_host_id_is_free(held: Pair, lease_dir: Path, disk: Path,
 
 
 @pytest.mark.long
-def test_an_owner_that_has_joined_again(held: Pair, lease_dir: Path, disk: Path) -> None:
-    """Seen by another host, and by itself: its own earlier generation."""
+def test_an_owner_that_has_joined_again(held: Pair, holder: Child, lease_dir: Path, disk: Path) -> None:
+    """Seen by another host and by itself: the earlier generation of a host whose records were lost."""
     here, there = held
     other = disk.with_name("b.img")
     other.write_bytes(bytes(4096))
-    with standing_process() as second:
-        assert here.acquire(second.pid, other).returncode == 0
-        with watch_delta(lease_dir, 1) as renewals:
-            here.crash_everything()
-            for claim in here.claims_dir.glob("*.json"):
-                claim.unlink()
-            wait_until(renewals.last.seen + FAIL_SECONDS + 2)
-        here.start("daemon", log="daemon.log")
-        wait_for("generation 2", lambda: read_delta(lease_dir, 1).owner_generation == 2, within=30)
-        wait_for("A to be live", lambda: here.status()["this_host"]["state"] == "live", within=15)
-        for host, path in ((here, disk), (there, other)):
-            if host is here:
-                # The process of the note runs on, because a test ended its daemon only.
-                refused(host, path, status=77)
-        second.kill()
-    [evidence] = released(there, other)["evidence"]
-    assert "at generation 2 now: its generation 1 is over" in evidence["proof"]
+    assert here.acquire(holder.pid, other).returncode == 0
+    with watch_delta(lease_dir, 1) as renewals:
+        here.crash_everything()
+        for claim in here.claims_dir.glob("*.json"):
+            claim.unlink()
+        wait_until(renewals.last.seen + FAIL_SECONDS + 2)
+    here.start("daemon", log="daemon.log")
+    wait_for("generation 2", lambda: read_delta(lease_dir, 1).owner_generation == 2, within=30)
+    wait_for("A to be live", lambda: here.status()["this_host"]["state"] == "live", within=15)
+    assert "is still open in process" in refused(here, disk, status=77)["message"]
+    assert lease_owner(lease_dir, disk) == 1, "the process of the earlier generation runs"
+    holder.kill()
+    for host, path in ((here, disk), (there, other)):
+        [evidence] = released(host, path)["evidence"]
+        assert "at generation 2 now: its generation 1 is over" in evidence["proof"]
+        assert evidence["owner"]["this_host"] == (host is here)
+        assert lease_is_free(lease_dir, path)
+
+
+# -- silence -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_failing_owner(held: Pair, holder: Child, lease_dir: Path, disk: Path, tmp_path: Path) -> None:
+    """Not dead for others yet: refused, waited for and interrupted, and released on somebody's word."""
+    here, there = held
+    link = tmp_path / "link.img"
+    link.symlink_to(disk)
+    here.release(holder.pid, disk)
+    assert here.acquire(holder.pid, link).returncode == 0
+    names = (link, disk)
+    before = [lease_leader(lease_dir, name) for name in names]
+    here.crash_everything()
+    wait_for_state(there, 1, "fail", within=FAIL_SECONDS + 5)
+    for words, status in (([link], 75), (["--i-know", "1:2", link], 75), (["--wait=1", link], 124)):
+        error = refused(there, *words, status=status)
+        [owner] = error["details"]["owners"]
+        assert owner["state"] == "fail"
+        assert HOST_DEAD_SECONDS - 25 < error["details"]["takeover_in"] <= HOST_DEAD_SECONDS - FAIL_SECONDS
+    assert "--i-know 1:1" in release(there, link).stderr
+    interrupt_a_wait(there, "--wait", link)
+    assert [lease_leader(lease_dir, name) for name in names] == before
+
+    text = release(there, "--i-know", "hostA:1", link)
+    assert text.returncode == 0, text
+    assert "a person vouches that it is dead" in text.stdout
+    for name, old in zip(names, before):
+        assert old is not None
+        assert f"{name}: released; its lease is free now, version {old.lver + 1}" in text.stdout
+        assert lease_is_free(lease_dir, name)
+
+
+def interrupt_a_wait(host: VmHost, *words: Any) -> None:
+    """Ctrl-C as soon as the command says that it waits."""
+    with host.start("release", "--evidence", *map(str, words), log="wait.log") as command:
+        log = host.run_dir / "wait.log"
+        wait_for("the wait", lambda: "for a sign of life" in log.read_text(), within=10)
+        send_signal(command.pid, signal.SIGINT)
+        assert command.wait(within=10) == 130
+    assert "not proven to be gone" in log.read_text()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_host_that_joins_only_to_release(
+    held: Pair, host_alone: VmHost, holder: Child, lease_dir: Path, disk: Path
+) -> None:
+    """Nobody there has observed the owner: with the commands of the hint, it is watched until it is dead."""
+    here, there = held
+    with watch_delta(lease_dir, 1) as renewals:
+        here.crash_everything()
+        hint = refused(host_alone, "-L", lease_dir, disk, status=69)["hint"]
+        commands = [shlex.split(command) for command in hint.partition(": ")[2].split(" && ")]
+        assert {command.pop(0) for command in commands} == {"vmlockctl"}
+        join, again, leave = commands
+        host_alone.succeed(*join, "--io-timeout", "1")
+        interrupt_a_wait(host_alone, "-L", lease_dir, disk)
+        joined = time.monotonic()
+        answer = host_alone.json(*again, within=HOST_DEAD_SECONDS + 30)
+        assert time.monotonic() - joined > HOST_DEAD_SECONDS - 10, "it watched as long as it takes"
+        assert renewals.last.seen < joined, "the owner was dead all the time"
+    [evidence] = answer["evidence"]
+    assert (evidence["owner"]["state"], evidence["threshold_seconds"]) == ("dead", HOST_DEAD_SECONDS)
+    assert evidence["owner"]["age"] > HOST_DEAD_SECONDS
+    assert evidence["observed_by"].startswith("the daemon of this host")
+    assert lease_is_free(lease_dir, disk)
+    host_alone.succeed(*leave)
+    assert read_delta(lease_dir, 3).timestamp == 0
+    assert there.acquire(holder.pid, disk).returncode == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("vouch", [None, "1:1"])
+def test_a_frozen_owner_that_wakes_up(
+    held: Pair, holder: Child, lease_dir: Path, disk: Path, vouch: Optional[str]
+) -> None:
+    """Proven dead, or wrongly vouched for: its lease is lost, and its process is gone within one cycle."""
+    here, there = held
+    everybody = (*here.wait_for_pair(), holder.pid)
+    for pid in everybody:
+        send_signal(pid, signal.SIGSTOP)
+    try:
+        words = ["--wait"] if vouch is None else ["--i-know", vouch]
+        within = HOST_DEAD_SECONDS if vouch is None else FAIL_SECONDS
+        wait_for_state(there, 1, "fail", within=FAIL_SECONDS + 5)
+        released(there, *words, disk, within=within + 15)
+        assert lease_is_free(lease_dir, disk)
+        after = lease_leader(lease_dir, disk)
+        assert holder.running
+    finally:
+        for pid in everybody:
+            send_signal(pid, signal.SIGCONT)
+    holder.wait(within=5)
+    assert lease_leader(lease_dir, disk) == after, "the woken host left the lease alone"
+    wait_for("A to join again", lambda: read_delta(lease_dir, 1).owner_generation == 2, within=30)
+
+
+@pytest.mark.real("sanlock")
+@pytest.mark.long
+@pytest.mark.timeout(240)
+def test_a_dead_sanlock_host(
+    host: VmHost, sanlock_host: SanlockHost, lease_dir: Path, disk: Path, holder: Child
+) -> None:
+    sanlock_host.join(lease_dir, 2)
+    assert host.acquire(holder.pid, disk).returncode == 0  # makes the lease file
+    assert host.release(holder.pid, disk).returncode == 0
+    assert sanlock_host.acquire(lease_dir, disk)[0] == 0
+    wait_for_state(host, 2, "live", within=15)
+    assert refused(host, "--i-know", "2:1", disk)["details"]["state"] == "live"
+    with watch_delta(lease_dir, 2) as renewals:
+        sanlock_host.crash_everything()
+        wait_for_state(host, 2, "fail", within=FAIL_SECONDS + 5)
+        [evidence] = released(host, "--wait", disk, within=HOST_DEAD_SECONDS + 15)["evidence"]
+        # From the renewal itself: all share this machine's clock.
+        assert time.monotonic() - renewals.last.leader.timestamp > HOST_DEAD_SECONDS
+    assert (evidence["owner"]["host_id"], evidence["owner"]["state"]) == (2, "dead")
+    assert evidence["owner"]["host_name"].endswith(sanlock_host.name)
+    assert (evidence["owner"]["vm"], evidence["owner"]["pid"]) == (None, None), "sanlock writes no note"
+    assert lease_is_free(lease_dir, disk)
+    assert host.acquire(holder.pid, disk).returncode == 0
+
+
+@pytest.mark.long
+def test_shared_holders_of_which_one_lives(
+    two_hosts: Pair, make_host: MakeHost, lease_dir: Path, disk: Path, holder: Child
+) -> None:
+    """Each has to be proven dead, whichever of them a person vouches for."""
+    here, there = two_hosts
+    third = make_host("hostC")
+    third.join(lease_dir, 3)
+    for sharer in (here, third):
+        assert sharer.acquire(holder.pid, disk, options=["--shared"]).returncode == 0
+    here.crash_everything()
+    wait_for_state(there, 1, "fail", within=FAIL_SECONDS + 5)
+    for vouch in ([], ["--i-know", "1:1"], ["--i-know", "3:1"], ["--i-know", "1:1", "--wait"]):
+        error = refused(there, *vouch, disk)
+        [owner] = error["details"]["owners"]
+        assert (owner["host_id"], owner["state"]) == (3, "live")
+        found = {each["owner"]["host_id"]: each["owner"]["state"] for each in error["details"]["evidence"]}
+        assert found == {1: "fail", 3: "live"}
+    assert shared_hosts(lease_dir, disk) == [1, 3]
+
+    assert third.release(holder.pid, disk).returncode == 0
+    answer = released(there, "--i-know", "1:1", disk)
+    assert answer["evidence"][0]["mode"] == "shared"
+    mark = {"offset": 2 * 512, "old_owner": {"host_id": 1, "generation": 1}, "new_owner": None}
+    assert mark.items() <= answer["written"][0].items()
+    assert lease_is_free(lease_dir, disk)
