@@ -24,18 +24,8 @@ if TYPE_CHECKING:
     class LockManager(Protocol):
         """Holds leases for processes. One instance serves one lockspace."""
 
-        def acquire(
-            self,
-            wants: Sequence[Want],
-            user: User,
-            *,
-            expect_lver: Optional[int] = None,
-            vouched: Optional[Instance] = None,
-        ) -> list[Grant]:
-            """All of the leases or none, for a running process.
-
-            ``vouched``: a person says that this instance of a host is dead (``lease/liveness.py``).
-            """
+        def acquire(self, wants: Sequence[Want], user: User, *, terms: Terms = ...) -> list[Grant]:
+            """All of the leases or none, for a running process."""
 
         def wait_until_free(self, wants: Sequence[Want], seconds: float, why: ContentionError) -> None:
             """Let time pass until another attempt is worth it, at most so long."""
@@ -73,6 +63,16 @@ class User(NamedTuple):
     process: Process
     vm: str = ""
     uuid: str = ""
+
+
+class Terms(NamedTuple):
+    """When an acquire may succeed: ``lease.paxos.acquire`` says what each of them means."""
+
+    expect_lver: Optional[int] = None
+    vouched: Optional[Instance] = None
+
+
+NO_TERMS = Terms()
 
 
 class Grant(NamedTuple):

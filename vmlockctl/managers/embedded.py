@@ -42,12 +42,11 @@ from vmlockctl.lease.resource import Claimant, Held, Resource, write_note
 from vmlockctl.lease.steps import WriteSector
 from vmlockctl.lease.timeouts import bit_stands_seconds
 from vmlockctl.log import WARNING, log, who
-from vmlockctl.managers.base import Grant, User, Want
+from vmlockctl.managers.base import NO_TERMS, Grant, Terms, User, Want
 from vmlockctl.managers.busy import held_by_claim
 from vmlockctl.managers.localchecks import NOTE_SECONDS, LocalChecks
 from vmlockctl.ondisk import ownernote
 from vmlockctl.ondisk.leader import Leader
-from vmlockctl.records import NamedTuple
 from vmlockctl.storage.driver import Driver
 from vmlockctl.text import safe
 
@@ -57,18 +56,10 @@ if TYPE_CHECKING:
     from typing import Optional
 
     from vmlockctl.daemon.hoststate import HostState, LockspaceDir
-    from vmlockctl.lease.liveness import Instance
 
 # How long a command waits for the daemon or another command to finish with the same lease.
 _LOCK_SECONDS = 5.0
 _LOOK_SECONDS = 0.03
-
-
-class _Terms(NamedTuple):
-    """What ``lease.paxos.acquire`` is told besides the mode."""
-
-    expect_lver: Optional[int]
-    vouched: Optional[Instance]
 
 
 class EmbeddedManager:
@@ -91,16 +82,8 @@ class EmbeddedManager:
 
     # -- acquire -----------------------------------------------------------------------------------
 
-    def acquire(
-        self,
-        wants: Sequence[Want],
-        user: User,
-        *,
-        expect_lver: Optional[int] = None,
-        vouched: Optional[Instance] = None,
-    ) -> list[Grant]:
+    def acquire(self, wants: Sequence[Want], user: User, *, terms: Terms = NO_TERMS) -> list[Grant]:
         """All of the leases or none. In the order of their names: two commands never deadlock."""
-        terms = _Terms(expect_lver, vouched)
         granted: list[Grant] = []
         undo: list[tuple[Callable[[Grant, Process], None], Grant]] = []
         state = self._directory.require_live()
@@ -122,7 +105,7 @@ class EmbeddedManager:
         return granted
 
     def _acquire_one(
-        self, state: HostState, want: Want, user: User, terms: _Terms
+        self, state: HostState, want: Want, user: User, terms: Terms
     ) -> tuple[Grant, Optional[Callable[[Grant, Process], None]]]:
         """One lease, and how to undo it; None where the process had it before."""
         with_lock = self._locked(want.resource, want.disk)
@@ -158,7 +141,7 @@ class EmbeddedManager:
             self._unlock(with_lock, want.resource)
 
     def _acquire_claimed(
-        self, state: HostState, claim: Claim, existing: Optional[Claim], terms: _Terms
+        self, state: HostState, claim: Claim, existing: Optional[Claim], terms: Terms
     ) -> Grant:
         """With the claim written: ask the machine, then the disk."""
         claimant = self._directory.claimant(state)
@@ -167,7 +150,15 @@ class EmbeddedManager:
             self._checks.refuse_local_conflicts(claim)
             if existing is None:
                 self._checks.refuse_forgotten_owner(state, claim)
-            held = self._driver.run(acquire(claimant, claim.lease, shared=claim.is_shared, **terms._asdict()))
+            held = self._driver.run(
+                acquire(
+                    claimant,
+                    claim.lease,
+                    shared=claim.is_shared,
+                    expect_lver=terms.expect_lver,
+                    vouched=terms.vouched,
+                )
+            )
             if claim.is_shared:
                 confirm_shared(self._driver, claimant, claim._replace(lver=held.leader.lver))
         except VmlockctlError as error:

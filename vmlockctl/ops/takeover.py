@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from vmlockctl.host.process import identify
-from vmlockctl.managers.base import Grant, User, Want
+from vmlockctl.managers.base import Grant, Terms, User, Want
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def take_and_release(
     """
     process = identify(os.getpid())
     assert process is not None
-    grants = manager.acquire(wants, User(process, vm=command), vouched=vouched)
+    grants = manager.acquire(wants, User(process, vm=command), terms=Terms(vouched=vouched))
     for grant in grants:
         manager.release(grant.resource, pid=process.pid)
     return grants
