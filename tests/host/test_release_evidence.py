@@ -5,8 +5,10 @@ io_timeout is 1: an owner is failing after 8 s of silence, and dead after 68.
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -27,7 +29,7 @@ from tests.support.disk import (
     write_leader,
 )
 from tests.support.fixtures import MakeHost
-from tests.support.programs import Child, Result, send_signal, standing_process
+from tests.support.programs import Child, Result, run_command, send_signal, standing_process
 from tests.support.sanlockhost import SanlockHost
 from tests.support.vmhost import VmHost, error_object
 from tests.support.waiting import wait_for, wait_until
@@ -69,6 +71,14 @@ def refused(host: VmHost, *words: Any, status: int = 75, within: float = 60) -> 
     result = release(host, "--json", *words, within=within)
     assert (result.returncode, result.stdout) == (status, ""), result
     return error_object(result)
+
+
+def explained(host: VmHost, *words: Any) -> dict[str, Any]:
+    """What explain says of a disk that is in use."""
+    result = host.call("explain", "--json", *map(str, words))
+    assert result.returncode == 75, result
+    answer: dict[str, Any] = json.loads(result.stdout)
+    return answer
 
 
 def wait_for_state(host: VmHost, host_id: int, state: str, *, within: float) -> None:
@@ -199,6 +209,7 @@ def test_an_owner_that_has_joined_again(held: Pair, holder: Child, lease_dir: Pa
     for host, path in ((here, disk), (there, other)):
         [evidence] = released(host, path)["evidence"]
         assert "at generation 2 now: its generation 1 is over" in evidence["proof"]
+        assert evidence["owner"]["host_name"] == "hostA", "by the owner note"
         assert evidence["owner"]["this_host"] == (host is here)
         assert lease_is_free(lease_dir, path)
 
@@ -224,16 +235,32 @@ def test_a_failing_owner(held: Pair, holder: Child, lease_dir: Path, disk: Path,
         assert owner["state"] == "fail"
         assert HOST_DEAD_SECONDS - 25 < error["details"]["takeover_in"] <= HOST_DEAD_SECONDS - FAIL_SECONDS
     assert "--i-know 1:1" in release(there, link).stderr
+    advice = [step["command"] for step in explained(there, link)["advice"]]
+    assert f"vmlockctl release --evidence {link} --i-know 1:1" in advice
     interrupt_a_wait(there, "--wait", link)
     assert [lease_leader(lease_dir, name) for name in names] == before
 
-    text = release(there, "--i-know", "hostA:1", link)
+    text = release_logged(there, "alice", "--i-know", "hostA:1", link)
     assert text.returncode == 0, text
     assert "a person vouches that it is dead" in text.stdout
+    logged = [line for line in text.stderr.splitlines() if "take over and release" in line]
+    for name in names:
+        [line] = [line for line in logged if f"({name})" in line]
+        assert f"__LIBVIRT__DISKS__:{resource_name(name)}:{resource_path(lease_dir, name)}:0 " in line
+        assert "old owner host 'hostA' (host id 1, generation 1, fail" in line
+        assert "new owner 2:1, then none; by uid" in line
+        assert line.endswith("(alice), who vouches that 1:1 is dead")
     for name, old in zip(names, before):
         assert old is not None
         assert f"{name}: released; its lease is free now, version {old.lver + 1}" in text.stdout
         assert lease_is_free(lease_dir, name)
+
+
+def release_logged(host: VmHost, sudo_user: str, *words: Any) -> Result:
+    """With the log on stderr, where syslog is out of reach of a test."""
+    code = "from vmlockctl import log; log.to_stderr(); from vmlockctl.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "release", "--evidence", *map(str, words)]
+    return run_command(command, environment={**host.environment, "SUDO_USER": sudo_user})
 
 
 def interrupt_a_wait(host: VmHost, *words: Any) -> None:
@@ -260,6 +287,8 @@ def test_a_host_that_joins_only_to_release(
         assert {command.pop(0) for command in commands} == {"vmlockctl"}
         join, again, leave = commands
         host_alone.succeed(*join, "--io-timeout", "1")
+        advice = [step["command"] for step in explained(host_alone, disk, "-L", lease_dir)["advice"]]
+        assert f"vmlockctl release --evidence {disk}" in advice
         interrupt_a_wait(host_alone, "-L", lease_dir, disk)
         joined = time.monotonic()
         answer = host_alone.json(*again, within=HOST_DEAD_SECONDS + 30)

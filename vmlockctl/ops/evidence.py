@@ -187,7 +187,8 @@ def _evidence(
     vouch: Optional[Vouch],
 ) -> Evidence:
     instance = Instance(owner["host_id"], owner["generation"])
-    name = record.resource if record.owner_generation == instance.generation else ""
+    # Of a host id that has moved on only the owner note knows the name; its word proves nothing there.
+    name = record.resource if record.owner_generation == instance.generation else owner["host_name"] or ""
     vouched = vouch is not None and vouch.means(instance, name)
     judged = judge(claimant, instance, record, now, shared=lease.mode == SHARED, vouched=vouched)
     ours = instance.host_id == claimant.host_id
@@ -208,7 +209,7 @@ def _evidence(
         lease.mode,
         lease.lver,
         described,
-        None if ours else clock.rfc3339(clock.wall() - judged.silent_seconds),
+        None if ours else clock.rfc3339(clock.wall() - clock.monotonic() + now - judged.silent_seconds),
         observer,
         judged.threshold_seconds,
         vouched,

@@ -188,7 +188,12 @@ def _areas(membership: Membership, wants: Sequence[Want]) -> dict[str, AreaDump]
 
 def _lease(area: AreaDump, state: HostState) -> Lease:
     """Who owns a lease as its records say, whether that host is gone or not."""
-    return lease_of(area, {}, None, state.membership.host_id)
+    lease = lease_of(area, {}, None, state.membership.host_id)
+    note = area.owner_note or {}
+    for owner in lease.owners:
+        if note.get("current") and note.get("host_id") == owner["host_id"]:
+            owner["host_name"] = note.get("host_name")
+    return lease
 
 
 def _watch_until_proven(
