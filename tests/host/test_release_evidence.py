@@ -29,7 +29,7 @@ from tests.support.disk import (
     write_leader,
 )
 from tests.support.fixtures import MakeHost
-from tests.support.programs import Child, Result, run_command, send_signal, standing_process
+from tests.support.programs import Child, Result, run_command, send_signal
 from tests.support.sanlockhost import SanlockHost
 from tests.support.vmhost import VmHost, error_object
 from tests.support.waiting import wait_for, wait_until
@@ -157,22 +157,21 @@ def test_a_lease_that_is_damaged(held: Pair, lease_dir: Path, disk: Path, sector
 # -- a host id that has moved on -----------------------------------------------------------------------
 
 
-def test_an_owner_whose_host_id_is_free(held: Pair, lease_dir: Path, disk: Path, tmp_path: Path) -> None:
-    """By a name of the disk that is no name of its lease, and of another that is."""
+def test_an_owner_whose_host_id_is_free(held: Pair, holder: Child, lease_dir: Path, disk: Path) -> None:
+    """At once, but not while a process here has the disk open; and whatever that host called itself."""
     here, there = held
-    link = tmp_path / "link.img"
-    link.symlink_to(disk)
-    with standing_process() as other:
-        here.acquire(other.pid, link)
-        before = lease_leader(lease_dir, disk)
-        assert before is not None
-        here.crash_everything()
-        write_leader(lockspace_path(lease_dir), read_delta(lease_dir, 1)._replace(timestamp=0))
-        with disk.open("r+b"):
-            error = refused(there, disk, status=77)
-            assert "is still open in process" in error["message"]
-        assert lease_leader(lease_dir, disk) == before
-        answer = released(there, disk)
+    other = disk.with_name("b.img")
+    other.write_bytes(bytes(4096))
+    assert here.acquire(holder.pid, other).returncode == 0
+    before = lease_leader(lease_dir, disk)
+    assert before is not None
+    here.crash_everything()
+    write_leader(lockspace_path(lease_dir), read_delta(lease_dir, 1)._replace(timestamp=0))
+    with disk.open("r+b"):
+        error = refused(there, disk, status=77)
+        assert "is still open in process" in error["message"]
+    assert lease_leader(lease_dir, disk) == before
+    answer = released(there, disk)
     [evidence] = answer["evidence"]
     assert (evidence["owner"]["state"], evidence["owner"]["host_generation"]) == ("free", 1)
     assert "host id 1 is free" in evidence["proof"]
@@ -185,6 +184,14 @@ def test_an_owner_whose_host_id_is_free(held: Pair, lease_dir: Path, disk: Path,
         {**place, "old_owner": second, "new_owner": None},
     ]
     assert lease_is_free(lease_dir, disk)
+
+    hostile = read_delta(lease_dir, 1)._replace(resource_name=b"\x1b]0;pwn\x07".ljust(48, b"\0"))
+    write_leader(lockspace_path(lease_dir), hostile)
+    text = release(there, other)
+    assert text.returncode == 0, text
+    assert r"host id 1, \x1b]0;pwn\x07, generation 1" in text.stdout
+    assert text.stdout.replace("\n", "").isprintable()
+    assert lease_is_free(lease_dir, other)
     assert not list(there.claims_dir.glob("*.json"))
 
 
