@@ -137,6 +137,9 @@ def test_this_host_itself() -> None:
     claimant = scene.claimant(1, generation=3)
     ours = judge(claimant, Instance(1, 3), scene.delta(1), NOW, shared=False, vouched=True)
     assert (ours.state, ours.proof, ours.takeover_in) == (LIVE, "", None)
+    stolen = scene.put_delta(1, owner_generation=4)
+    assert not judge(claimant, Instance(1, 3), stolen, NOW, shared=False, vouched=True).proof
+    scene.put_delta(1, owner_generation=3)
     for shared in (False, True):
         earlier = judge(claimant, Instance(1, 2), scene.delta(1), NOW, shared=shared, vouched=False)
         assert "generation 2 is over" in earlier.proof
