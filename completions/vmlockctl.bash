@@ -8,7 +8,7 @@ _vmlockctl_options() {
         init-lockspace) echo "--name --host-id --host-name --io-timeout --sector-size --align --owner --group --mode --force $common" ;;
         add-host)       echo "--host-id --host-name --io-timeout --foreground $common" ;;
         acquire)        echo "--pid --shared $leasing $common" ;;
-        release)        echo "--pid --to-shared $common" ;;
+        release)        echo "--pid --to-shared --evidence --wait --i-know $common" ;;
         request)        echo "--force --clear $common" ;;
         run)            echo "--disk --conflict-exit-code --no-auto-disks $leasing $common" ;;
         status)         echo "--watch --interval --observe --images $common" ;;

@@ -43,7 +43,7 @@ from vmlockctl.lease.resource import Claimant, Held, Resource, write_note
 from vmlockctl.lease.steps import WriteSector
 from vmlockctl.lease.timeouts import bit_stands_seconds, read_timeout_seconds
 from vmlockctl.log import WARNING, log, who
-from vmlockctl.managers.base import Grant, User, Want
+from vmlockctl.managers.base import NO_TERMS, Grant, Terms, User, Want
 from vmlockctl.managers.busy import held_by_claim
 from vmlockctl.managers.localchecks import NOTE_SECONDS, LocalChecks
 from vmlockctl.ondisk import ownernote
@@ -84,7 +84,7 @@ class EmbeddedManager:
 
     # -- acquire -----------------------------------------------------------------------------------
 
-    def acquire(self, wants: Sequence[Want], user: User, *, expect_lver: Optional[int] = None) -> list[Grant]:
+    def acquire(self, wants: Sequence[Want], user: User, *, terms: Terms = NO_TERMS) -> list[Grant]:
         """All of the leases or none. In the order of their names: two commands never deadlock."""
         granted: list[Grant] = []
         undo: list[tuple[Callable[[Grant, Process], None], Grant]] = []
@@ -93,7 +93,7 @@ class EmbeddedManager:
         try:
             self._checks.refuse_openers(state, wants, user.process)
             for want in sorted(wants):
-                grant, how_to_undo = self._acquire_one(state, want, user, expect_lver)
+                grant, how_to_undo = self._acquire_one(state, want, user, terms)
                 granted.append(grant)
                 if how_to_undo is not None:
                     undo.append((how_to_undo, grant))
@@ -107,7 +107,7 @@ class EmbeddedManager:
         return granted
 
     def _acquire_one(
-        self, state: HostState, want: Want, user: User, expect_lver: Optional[int]
+        self, state: HostState, want: Want, user: User, terms: Terms
     ) -> tuple[Grant, Optional[Callable[[Grant, Process], None]]]:
         """One lease, and how to undo it; None where the process had it before."""
         with_lock = self._locked(want.resource, want.disk)
@@ -116,13 +116,13 @@ class EmbeddedManager:
             if existing is not None:
                 existing = self._after_conversion(state, existing)
                 if self._may_convert(existing, want, user):
-                    return self._to_exclusive(state, existing, expect_lver), self._undo_conversion
+                    return self._to_exclusive(state, existing, terms.expect_lver), self._undo_conversion
                 joined = self._join_existing(existing, want, user)
                 if joined is not None:
                     return joined, None if user.process in existing.processes else self._undo
             claim = self._new_claim(state, want, user)
             self._store.write(claim)
-            return self._acquire_claimed(state, claim, existing, expect_lver), self._undo
+            return self._acquire_claimed(state, claim, existing, terms), self._undo
         finally:
             self._unlock(with_lock, want.resource)
 
@@ -147,7 +147,7 @@ class EmbeddedManager:
         )
 
     def _acquire_claimed(
-        self, state: HostState, claim: Claim, existing: Optional[Claim], expect_lver: Optional[int]
+        self, state: HostState, claim: Claim, existing: Optional[Claim], terms: Terms
     ) -> Grant:
         """With the claim written: ask the machine, then the disk."""
         claimant = self._directory.claimant(state)
@@ -157,7 +157,13 @@ class EmbeddedManager:
             if existing is None:
                 self._checks.refuse_forgotten_owner(state, claim)
             held = self._driver.run(
-                acquire(claimant, claim.lease, shared=claim.is_shared, expect_lver=expect_lver)
+                acquire(
+                    claimant,
+                    claim.lease,
+                    shared=claim.is_shared,
+                    expect_lver=terms.expect_lver,
+                    vouched=terms.vouched,
+                )
             )
             if claim.is_shared:
                 confirm_shared(self._driver, claimant, claim._replace(lver=held.leader.lver))

@@ -22,7 +22,7 @@ from vmlockctl.errors import (
 from vmlockctl.host.process import Process, belongs_to_us, identify
 from vmlockctl.lease.liveness import NEVER_OBSERVED, host_state
 from vmlockctl.lease.resource import Claimant
-from vmlockctl.managers.base import Grant, User, Want, lock_manager
+from vmlockctl.managers.base import Grant, Terms, User, Want, lock_manager
 from vmlockctl.ops.areas import ensure_lease_file
 from vmlockctl.ops.disks import Disk, find_disk
 from vmlockctl.ops.local import ensure_local_lockspace
@@ -153,7 +153,7 @@ def _acquire_waiting(
     deadline = clock.monotonic() + (options.wait_seconds or 0.0)
     while True:
         try:
-            return manager.acquire(wants, user, expect_lver=options.expect_lver)
+            return manager.acquire(wants, user, terms=Terms(options.expect_lver))
         except ContentionError as error:
             explain_holder(error, directory, wants)
             if options.wait_seconds is None:

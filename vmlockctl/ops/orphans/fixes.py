@@ -24,6 +24,7 @@ from vmlockctl.ops.orphans.disks import GONE, look_for
 from vmlockctl.ops.orphans.finding import ADOPT, RELEASE_OURS, REMOVE, TAKE_AND_RELEASE, Finding
 from vmlockctl.ops.orphans.view import identity_of
 from vmlockctl.ops.session import Session, chosen_membership, live_directory
+from vmlockctl.ops.takeover import take_and_release
 from vmlockctl.records import NamedTuple
 from vmlockctl.text import safe
 
@@ -79,9 +80,8 @@ def _apply_one(session: Session, directory: LockspaceDir, finding: Finding) -> N
     elif finding.fix == RELEASE_OURS:
         EmbeddedManager(directory).release_unclaimed(_want(finding))
     elif finding.fix == TAKE_AND_RELEASE:
-        manager, user = lock_manager(load().lock_manager, directory), _ourselves()
-        manager.acquire([_want(finding)], user)
-        manager.release(finding.resource or "", pid=user.process.pid)
+        manager = lock_manager(load().lock_manager, directory)
+        take_and_release(manager, [_want(finding)], command="check-orphans")
     else:
         _refuse_unless_gone(finding)
         LeaseRemover(directory).remove(_want(finding), _ourselves())
