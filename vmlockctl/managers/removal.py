@@ -18,7 +18,7 @@ from vmlockctl.errors import StorageRefused, VmlockctlError
 from vmlockctl.lease.removal import void_removed
 from vmlockctl.lease.timeouts import write_timeout_seconds
 from vmlockctl.log import WARNING, log, who
-from vmlockctl.managers.base import User, Want
+from vmlockctl.managers.base import Terms, User, Want
 from vmlockctl.managers.busy import held_by_claim
 from vmlockctl.managers.embedded import EmbeddedManager
 
@@ -40,7 +40,7 @@ class LeaseRemover(EmbeddedManager):
                 raise held_by_claim(self._checks.host_name(), existing, want.disk, existing.processes)
             claim = self._new_claim(state, want, user)
             self._store.write(claim)
-            grant = self._acquire_claimed(state, claim, None, None)
+            grant = self._acquire_claimed(state, claim, None, Terms())
             claimant = self._directory.claimant(state)
             try:
                 self._driver.unlink(want.path, write_timeout_seconds(claimant.io_timeout))
