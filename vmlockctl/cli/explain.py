@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,10 +11,12 @@ from vmlockctl import clock
 from vmlockctl.cli.app import CONTEXT_SETTINGS, common_options, context_of
 from vmlockctl.cli.output import columns, print_json
 from vmlockctl.errors import EXIT_BUSY, EXIT_DATA, EXIT_NO_SUCH, EXIT_OK, NoSuchDisk
-from vmlockctl.ops.explain import explain_disk, find_disks, look_around
+from vmlockctl.ops.explain import explain_disk, find_disks
 from vmlockctl.ops.explain_error import Explained, commands_of, explain_error
-from vmlockctl.ops.explanation import BUSY, UNKNOWN, Explanation
+from vmlockctl.ops.explain_world import look_around, session_for
+from vmlockctl.ops.explanation import BUSY, NOBODY_KNOWS, Explanation, Holder
 from vmlockctl.ops.session import open_session
+from vmlockctl.ops.status import Lookout
 from vmlockctl.text import safe
 
 if TYPE_CHECKING:
@@ -41,26 +44,29 @@ def command(ctx: click.Context, what: tuple[str, ...], observe: float, watch: bo
     ERROR is a number, a name, or a line of sanlock, libvirt, QEMU or vmlockctl.
     """
     context = context_of(ctx)
-    session = open_session(run_dir=context.run_dir, lockspace=context.lockspace)
     text = " ".join(what)
-    while True:
-        world = look_around(session, observe_seconds=observe)
-        disks = find_disks(world, text)
-        if not disks:
-            return _explain_error(context, text)
-        answers = [explain_disk(world, disk) for disk in disks]
-        if watch:
-            click.clear()
-        _show(context, answers)
-        if not watch or not any(answer.verdict == BUSY for answer in answers):
-            return max(map(_exit_code, answers))
-        clock.sleep(_WATCH_SECONDS)
+    session = session_for(open_session(run_dir=context.run_dir, lockspace=context.lockspace), text)
+    with Lookout(session, again=watch) as lookout:
+        while True:
+            world = look_around(lookout, observe_seconds=observe)
+            disks = find_disks(world, text)
+            if not any(map(os.path.lexists, disks)) and (errors := explain_error(text)):
+                return _explain_error(context, text, errors)
+            answers = [explain_disk(world, disk) for disk in disks]
+            if not answers:
+                raise _nothing_known(text)
+            if watch:
+                click.clear()
+            _show(context, answers)
+            if not watch or not any(answer.verdict == BUSY for answer in answers):
+                return max(map(_exit_code, answers))
+            clock.sleep(_WATCH_SECONDS)
 
 
 def _exit_code(answer: Explanation) -> int:
     if answer.damaged:
         return EXIT_DATA
-    return {BUSY: EXIT_BUSY, UNKNOWN: EXIT_NO_SUCH}.get(answer.verdict, EXIT_OK)
+    return {BUSY: EXIT_BUSY, NOBODY_KNOWS: EXIT_NO_SUCH}.get(answer.verdict, EXIT_OK)
 
 
 # -- a disk ------------------------------------------------------------------------------------------
@@ -106,7 +112,7 @@ def _as_json(answer: Explanation) -> dict[str, Any]:
         "disk": answer.disk,
         "resource": answer.resource,
         "verdict": answer.verdict,
-        "holders": [holder._asdict() for holder in answer.holders],
+        "holders": [_holder_json(holder) for holder in answer.holders],
         "free_in": answer.free_in,
         "advice": [step._asdict() for step in answer.advice],
         "dont": answer.dont,
@@ -118,17 +124,23 @@ def _as_json(answer: Explanation) -> dict[str, Any]:
     }
 
 
+def _holder_json(holder: Holder) -> dict[str, Any]:
+    since = holder.since
+    return {**holder._asdict(), "since_utc": None if since is None else clock.rfc3339(since)}
+
+
 # -- an error ----------------------------------------------------------------------------------------
 
 
-def _explain_error(context: Context, text: str) -> int:
-    found = explain_error(text)
-    if not found:
-        raise NoSuchDisk(
-            f"{safe(text)!r} is no disk, no VM, no process that uses one, and no error that is known",
-            hint="name a path, or paste the whole line",
-            details={"text": text},
-        )
+def _nothing_known(text: str) -> NoSuchDisk:
+    return NoSuchDisk(
+        f"{safe(text)!r} is no disk, no VM, no process that uses one, and no error that is known",
+        hint="name a path, or paste the whole line",
+        details={"text": text},
+    )
+
+
+def _explain_error(context: Context, text: str, found: Sequence[Explained]) -> int:
     if context.json:
         print_json({"text": text, "errors": [_error_json(explained) for explained in found]})
         return EXIT_OK
