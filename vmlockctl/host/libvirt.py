@@ -43,6 +43,7 @@ class Domain(NamedTuple):
     disks: tuple[DomainDisk, ...]
     backing: tuple[str, ...]  # images below the disks, as far as libvirt wrote them down
     source: str  # the file that says so
+    uid: int = 0  # whose file it is
 
     @property
     def is_running(self) -> bool:
@@ -95,7 +96,7 @@ def _user_running_dirs() -> list[str]:
 def _is_believed(domain: Domain) -> bool:
     """Whether the process is of the user whose file names it: a user can write anything there."""
     try:
-        return os.stat(domain.source).st_uid == os.stat(f"/proc/{domain.pid}").st_uid
+        return domain.uid == os.stat(f"/proc/{domain.pid}").st_uid
     except OSError:
         return False
 
@@ -129,7 +130,8 @@ def read_domain(path: str) -> Optional[Domain]:
     from xml.etree import ElementTree as ET  # 12 ms to load, and only diagnosis needs it
 
     try:
-        root = ET.fromstring(_read_regular(path))  # noqa: S314 - expat itself bounds what entities grow to
+        content, uid = _read_regular(path)
+        root = ET.fromstring(content)  # noqa: S314 - expat itself bounds what entities grow to
     except (OSError, ET.ParseError):
         return None
     domain = root if root.tag == "domain" else root.find("domain")
@@ -145,15 +147,15 @@ def read_domain(path: str) -> Optional[Domain]:
         disks=tuple(_disks(domain)),
         backing=tuple(_backing(domain)),
         source=path,
+        uid=uid,
     )
 
 
-def _read_regular(path: str) -> bytes:
-    """A file of at most ``_MAX_XML_BYTES``; a user may have put anything there, and nothing is waited for."""
+def _read_regular(path: str) -> tuple[bytes, int]:
+    """A file of at most ``_MAX_XML_BYTES``, and its owner; a user may have put anything there."""
     with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            return b""
-        return file.read(_MAX_XML_BYTES)
+        found = os.fstat(file.fileno())
+        return (file.read(_MAX_XML_BYTES) if stat.S_ISREG(found.st_mode) else b""), found.st_uid
 
 
 def _number(text: Optional[str]) -> int:

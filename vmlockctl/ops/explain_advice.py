@@ -5,6 +5,7 @@ And what must not be done: how operators have destroyed disks (libvirt-and-qemu.
 
 from __future__ import annotations
 
+import os
 import shlex
 
 from vmlockctl.host.libvirt import Domain
@@ -17,7 +18,6 @@ from vmlockctl.text import format_seconds, safe
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Optional
 
 
 def summarise(answer: Explanation) -> str:
@@ -118,7 +118,7 @@ def _damage_steps(lease: Lease) -> list[Advice]:
 def _steps(holder: Holder, disk: Disk, name: str, leases: Sequence[Lease], world: World) -> list[Advice]:
     domain = next((d for d in world.domains if holder.pid and d.pid == holder.pid), None)
     if domain is not None and _is_here(holder):
-        return _domain_steps(domain, leases, holder.pid)
+        return _domain_steps(domain, leases, world)
     if holder.layer == LEASE:
         return _lease_steps(holder, name)
     if holder.layer == LOCKD:
@@ -151,24 +151,30 @@ def _steps(holder: Holder, disk: Disk, name: str, leases: Sequence[Lease], world
 
 
 def _virsh(domain: Domain) -> str:
-    return "virsh -c qemu:///session" if domain.is_of_a_user else "virsh"
+    """The command that reaches the libvirtd of a domain, which may be another user's own."""
+    if not domain.is_of_a_user:
+        return "virsh"
+    runtime, uid = domain.source.partition("/libvirt/")[0], domain.uid
+    ours = "" if uid == os.geteuid() else f"sudo -u '#{uid}' XDG_RUNTIME_DIR={shlex.quote(runtime)} "
+    return f"{ours}virsh -c qemu:///session"
 
 
-def _domain_steps(domain: Domain, leases: Sequence[Lease], pid: Optional[int]) -> list[Advice]:
+def _domain_steps(domain: Domain, leases: Sequence[Lease], world: World) -> list[Advice]:
     virsh, name = _virsh(domain), shlex.quote(domain.name)
     shut_down = Advice(
         f"stop VM {domain.name!r}, if it may stop", f"{virsh} shutdown {name}", "the guest ends in order"
     )
     if not domain.is_paused:
         return [shut_down]
-    if any(owner["this_host"] and owner["pid"] == pid for lease in leases for owner in lease.owners):
-        target = next((disk.target for disk in domain.disks), "TARGET")
-        return [
-            Advice("the disk has a lease though the VM is paused: it was attached meanwhile, and the resume would fail "
-                   "with 'File exists'; detach it first, and attach it again when the VM runs",
-                   f"{virsh} detach-disk {name} {target}", "the lease is released with it"),
-            Advice("then resume the VM", f"{virsh} resume {name}", "libvirt takes the leases of its disks again"),
-        ]  # fmt: skip
+    held = [
+        lease for lease in leases if any(o.get("through") and o["pid"] == domain.pid for o in lease.owners)
+    ]
+    if held and world.seen is not None:
+        space = world.seen.lockspace.space_name
+        resume = Advice(
+            "then resume the VM", f"{virsh} resume {name}", "libvirt takes the leases again, or refuses"
+        )
+        return [*(_release_attached(lease, space, domain.pid) for lease in held), resume]
     return [
         Advice(f"VM {domain.name!r} is paused, and can end only when it runs again", f"{virsh} resume {name}",
                "libvirt takes its leases again, or refuses"),
@@ -177,10 +183,22 @@ def _domain_steps(domain: Domain, leases: Sequence[Lease], pid: Optional[int]) -
     ]  # fmt: skip
 
 
+def _release_attached(lease: Lease, space_name: str, pid: int) -> Advice:
+    """A way out that was tried: virsh detach-disk claims success, but a paused guest lets no disk go."""
+    path = lease.path.replace(":", r"\:")
+    resource = shlex.quote(f"{space_name}:{lease.resource}:{path}:{lease.offset}")
+    return Advice(
+        "the disk was attached while the VM was paused, so its lease is held already and the resume fails with "
+        "'File exists': let go of the lease",
+        f"sanlock client release -r {resource} -p {pid}",
+        "a paused VM has no lease of its other disks either, and the resume takes all of them",
+    )
+
+
 def _lockd_steps(disk: Disk, leases: Sequence[Lease], world: World) -> list[Advice]:
     users = [d for d in world.domains if d.is_running and disk.is_disk_of(d)]
     if users:
-        return [step for domain in users for step in _domain_steps(domain, leases, domain.pid)]
+        return [step for domain in users for step in _domain_steps(domain, leases, world)]
     return [
         Advice("see which VMs of this host run", "virsh list", "it only reads"),
         Advice("virtlockd holds it for no VM that runs: a lock that leaked. Restart virtlockd when no VM of this host runs",

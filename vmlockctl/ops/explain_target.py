@@ -36,7 +36,7 @@ def disks_meant(
     ``disk_of_lease``: the disk of a lease file, by any source that knows it.
     """
     if text.isdecimal():
-        disks = _disks_of_process(int(text), claims)
+        disks = _disks_of_process(int(text), claims, domains)
         if disks:
             return disks
     path = os.path.join(os.getcwd(), text)
@@ -59,8 +59,9 @@ def _disks_of_lockd(name: str, domains: Iterable[Domain]) -> list[str]:
     return [path for path in dict.fromkeys(paths) if lockd_name(path) == name]
 
 
-def _disks_of_process(pid: int, claims: Iterable[Claim]) -> list[str]:
+def _disks_of_process(pid: int, claims: Iterable[Claim], domains: Iterable[Domain]) -> list[str]:
     claimed = [claim.disk for claim in claims if any(process.pid == pid for process in claim.processes)]
+    claimed += [disk.path for domain in domains if domain.pid == pid for disk in domain.disks]
     qemu = qemu_of(pid)
     if qemu is not None:
         claimed += [disk.path for disk in qemu.disks]
