@@ -14,6 +14,8 @@ import os
 
 from vmlockctl import clock
 from vmlockctl.errors import NoSuchDisk
+from vmlockctl.host.images import Chain, backing_chain
+from vmlockctl.host.openers import Search
 from vmlockctl.host.process import comm
 from vmlockctl.lease.liveness import DEAD, LIVE, UNKNOWN
 from vmlockctl.ops.disknames import DiskNames
@@ -48,8 +50,11 @@ def _disk_of_lease(world: World, path: str) -> Optional[str]:
     return known
 
 
-def explain_disk(world: World, path: str) -> Explanation:
-    """Everything about one disk. Raises ``NoSuchDisk`` where there is neither a disk nor a lease of it."""
+def explain_disk(world: World, path: str, search: Optional[Search] = None) -> Explanation:
+    """Everything about one disk. Raises ``NoSuchDisk`` where there is neither a disk nor a lease of it.
+
+    ``search``: for its openers, if one was begun.
+    """
     disk = look_at(path)
     leases = _leases_of(world, disk)
     if disk.found is None and not leases:
@@ -57,14 +62,15 @@ def explain_disk(world: World, path: str) -> Explanation:
             f"{safe(path)}: no such disk, and no lease of it: {disk.missing}", details={"disk": path}
         )
     holders = [holder for lease in leases for holder in _lease_holders(lease, world)]
-    local = LocalUse([], [], {})
+    local, chain = LocalUse([], [], {}), Chain(())
     if disk.identity is not None and disk.may_be_locked:
-        local = local_use(disk, disk.identity, world.claims, world.domains)
+        chain = backing_chain(path)
+        local = local_use(disk, disk.identity, world.claims, world.domains, search)
         holders += local.holders
     unseen = [*world.unseen, *local.unseen]
     damaged = any(lease.damage for lease in leases)
     verdict, free_in = _verdict(holders, unseen, damaged=damaged)
-    facts = facts_of(disk, leases, world.domains, local.forgotten)
+    facts = facts_of(disk, chain, leases, world.domains, local.forgotten)
     answer = Explanation(
         path,
         disk.names,

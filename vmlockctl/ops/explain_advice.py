@@ -6,14 +6,13 @@ And what must not be done: how operators have destroyed disks (libvirt-and-qemu.
 from __future__ import annotations
 
 import os
-import shlex
 
 from vmlockctl.host.libvirt import Domain
 from vmlockctl.ops.explain_disk import Disk
 from vmlockctl.ops.explain_world import World
 from vmlockctl.ops.explanation import BUSY, FREE, LEASE, LOCKD, OPEN, QEMU, STALE, Advice, Explanation, Holder
 from vmlockctl.ops.status import FREE_MODE, Lease
-from vmlockctl.text import format_seconds, safe
+from vmlockctl.text import format_seconds, safe, shell_word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def summarise(answer: Explanation) -> str:
     disk = safe(answer.disk)
     damaged = "its lease is damaged"
     if answer.verdict == BUSY:
-        names = list(dict.fromkeys(_short(holder) for holder in answer.holders if holder.blocks))
+        names = list(dict.fromkeys(map(_short, _each_once(answer.holders))))
         when = f"; it can be taken in {format_seconds(answer.free_in)}" if answer.free_in is not None else ""
         also = f"; and {damaged}" if answer.damaged else ""
         return f"{disk}: in use by {', and by '.join(names)}{when}{also}"
@@ -36,6 +35,14 @@ def summarise(answer: Explanation) -> str:
     if answer.verdict == STALE:
         return f"{disk}: can be taken now: whoever held its lease is gone"
     return f"{disk}: nobody is seen to hold it, but not everything could be looked at"
+
+
+def _each_once(holders: Sequence[Holder]) -> Iterator[Holder]:
+    """Those that block; of several by one process here, the one that knows the VM."""
+    blocking = [holder for holder in holders if holder.blocks]
+    for holder in blocking:
+        same = [each for each in blocking if each.pid == holder.pid and holder.pid and _is_here(each)]
+        yield next((each for each in same if each.vm), holder) if _is_here(holder) else holder
 
 
 def _short(holder: Holder) -> str:
@@ -54,7 +61,7 @@ def advise(
     answer: Explanation, disk: Disk, leases: Sequence[Lease], overlays: Sequence[str], world: World
 ) -> tuple[list[Advice], list[str]]:
     """The next steps in order, and what must not be done."""
-    name = shlex.quote(answer.disk)
+    name = shell_word(answer.disk)
     blocking = [holder for holder in answer.holders if holder.blocks]
     dont = [*_dont(blocking), *_dont_while_paused(disk, leases, world)]
     if overlays:
@@ -94,7 +101,7 @@ def _start(name: str, overlays: Sequence[str], *, is_stale: bool) -> Advice:
     if overlays:
         return Advice(
             "start the VM with an image that stands on this one, never with this one",
-            f"vmlockctl run --disk {shlex.quote(overlays[0])} -- COMMAND",
+            f"vmlockctl run --disk {shell_word(overlays[0])} -- COMMAND",
             "images below are taken shared",
         )
     command = f"vmlockctl run --disk {name} -- COMMAND"
@@ -106,7 +113,7 @@ def _start(name: str, overlays: Sequence[str], *, is_stale: bool) -> Advice:
 
 def _damage_steps(lease: Lease) -> list[Advice]:
     return [
-        Advice("look at the records", f"vmlockctl dump-leases {shlex.quote(lease.path)}", "it only reads"),
+        Advice("look at the records", f"vmlockctl dump-leases {shell_word(lease.path)}", "it only reads"),
         Advice("make sure on every host that no VM uses the disk, keep a copy of the lease file, and move it away",
                why="the next acquire makes a new one; a VM that still ran would be unprotected"),
     ]  # fmt: skip
@@ -141,11 +148,11 @@ def _steps(holder: Holder, disk: Disk, name: str, leases: Sequence[Lease], world
         ]
     if holder.kind == "mount":
         return [
-            Advice("unmount it, if nothing uses it", f"umount {shlex.quote(holder.process)}",
+            Advice("unmount it, if nothing uses it", f"umount {shell_word(holder.process)}",
                    "it is refused while anything there is open"),
         ]  # fmt: skip
     return [
-        Advice(f"remove {holder.process}, if nothing uses it", f"dmsetup remove {shlex.quote(holder.process)}",
+        Advice(f"remove {holder.process}, if nothing uses it", f"dmsetup remove {shell_word(holder.process)}",
                "it is refused while the device is open"),
     ]  # fmt: skip
 
@@ -155,12 +162,12 @@ def _virsh(domain: Domain) -> str:
     if not domain.is_of_a_user:
         return "virsh"
     runtime, uid = domain.source.partition("/libvirt/")[0], domain.uid
-    ours = "" if uid == os.geteuid() else f"sudo -u '#{uid}' XDG_RUNTIME_DIR={shlex.quote(runtime)} "
+    ours = "" if uid == os.geteuid() else f"sudo -u '#{uid}' XDG_RUNTIME_DIR={shell_word(runtime)} "
     return f"{ours}virsh -c qemu:///session"
 
 
 def _domain_steps(domain: Domain, leases: Sequence[Lease], world: World) -> list[Advice]:
-    virsh, name = _virsh(domain), shlex.quote(domain.name)
+    virsh, name = _virsh(domain), shell_word(domain.name)
     shut_down = Advice(
         f"stop VM {domain.name!r}, if it may stop", f"{virsh} shutdown {name}", "the guest ends in order"
     )
@@ -186,7 +193,7 @@ def _domain_steps(domain: Domain, leases: Sequence[Lease], world: World) -> list
 def _release_attached(lease: Lease, space_name: str, pid: int) -> Advice:
     """A way out that was tried: virsh detach-disk claims success, but a paused guest lets no disk go."""
     path = lease.path.replace(":", r"\:")
-    resource = shlex.quote(f"{space_name}:{lease.resource}:{path}:{lease.offset}")
+    resource = shell_word(f"{space_name}:{lease.resource}:{path}:{lease.offset}")
     return Advice(
         "the disk was attached while the VM was paused, so its lease is held already and the resume fails with "
         "'File exists': let go of the lease",
@@ -208,7 +215,7 @@ def _lockd_steps(disk: Disk, leases: Sequence[Lease], world: World) -> list[Advi
 
 def _server_steps(holder: Holder) -> list[Advice]:
     """A lock without a process: where to look for it depends on the file system."""
-    server = shlex.quote(holder.server or "SERVER")
+    server = shell_word(holder.server or "SERVER")
     if holder.filesystem.startswith("fuse"):
         return [
             Advice(f"the lock is kept by the program that serves this file system ({holder.filesystem}); one that does not "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 
-from vmlockctl.host.images import Chain, backing_chain, overlays_of
+from vmlockctl.host.images import Chain, overlays_of
 from vmlockctl.host.libvirt import Domain
 from vmlockctl.host.process import exists
 from vmlockctl.ops.explain_disk import Disk
@@ -25,7 +25,7 @@ class Facts(NamedTuple):
 
 
 def facts_of(
-    disk: Disk, leases: Sequence[Lease], domains: Sequence[Domain], forgotten: Mapping[str, int]
+    disk: Disk, chain: Chain, leases: Sequence[Lease], domains: Sequence[Domain], forgotten: Mapping[str, int]
 ) -> Facts:
     """Everything about the disk that is no holder of it.
 
@@ -34,7 +34,6 @@ def facts_of(
     told = [("also named", name) for name in disk.names[1:]]
     if disk.found is None:
         told.append(("disk", f"it is not there: {disk.missing}"))
-    chain = backing_chain(disk.path) if disk.found is not None else Chain(())
     overlays: list[str] = []
     if disk.found is not None and stat.S_ISREG(disk.found.st_mode):
         overlays = overlays_of(disk.names, [each.path for domain in domains for each in domain.disks])

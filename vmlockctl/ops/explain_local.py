@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 
 from vmlockctl import clock
 from vmlockctl.daemon.claims import Claim
@@ -21,7 +20,7 @@ from vmlockctl.host.imagelocks import (
 )
 from vmlockctl.host.libvirt import Domain
 from vmlockctl.host.libvirt_qemus import Forgotten, forgotten_by_libvirt
-from vmlockctl.host.openers import Identity, Opener, find_openers, has_writer
+from vmlockctl.host.openers import Identity, Opener, Search, find_openers, has_writer
 from vmlockctl.host.process import cmdline, started_at
 from vmlockctl.host.qemus import RunningQemu
 from vmlockctl.ops.explain_disk import Disk
@@ -29,7 +28,7 @@ from vmlockctl.ops.explain_locks import VIRTLOCKD, lockd_file, lockd_mode, locks
 from vmlockctl.ops.explain_target import qemu_of
 from vmlockctl.ops.explanation import LOCKD, OPEN, QEMU, Holder
 from vmlockctl.records import NamedTuple
-from vmlockctl.text import format_seconds
+from vmlockctl.text import format_seconds, shell_word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +56,11 @@ class User(NamedTuple):
     claim: Optional[Claim]
 
     @property
+    def waits_for_migration(self) -> bool:
+        """Whether it may be about to take the disk over: it takes its locks when the migration ends."""
+        return self.qemu is not None and any(word in ("-incoming", "--incoming") for word in self.argv)
+
+    @property
     def vm(self) -> str:
         names = (self.domain and self.domain.name, self.qemu and self.qemu.name, self.claim and self.claim.vm)
         return next(filter(None, names), "")
@@ -71,9 +75,18 @@ class User(NamedTuple):
         return next(filter(None, uuids), "")
 
 
-def local_use(disk: Disk, identity: Identity, claims: Sequence[Claim], domains: Sequence[Domain]) -> LocalUse:
+def local_use(
+    disk: Disk,
+    identity: Identity,
+    claims: Sequence[Claim],
+    domains: Sequence[Domain],
+    search: Optional[Search],
+) -> LocalUse:
     """Every use of the disk that this machine can show, and what it cannot."""
-    found = find_openers([identity], skip={os.getpid()})
+    if search is not None and search.identity == identity:
+        found = search.result()
+    else:
+        found = find_openers([identity], skip={os.getpid()})
     users = [_user(opener, identity, claims, domains) for opener in found.openers.get(identity, [])]
     unseen = []
     hidden = bool(found.unreadable) and not (os.geteuid() == 0 and has_writer(disk.path) is False)
@@ -112,7 +125,7 @@ def _holder(user: User, disk: Disk, domains: Sequence[Domain]) -> Holder:
     about: dict[str, Any] = {
         "pid": opener.pid,
         "process": opener.comm,
-        "command": shlex.join(user.argv),
+        "command": " ".join(map(shell_word, user.argv)),
         "since": since,
         "bytes": byte_ranges(user.locks),
         "forgotten": user.forgotten is not None,
@@ -127,9 +140,11 @@ def _holder(user: User, disk: Disk, domains: Sequence[Domain]) -> Holder:
         does, layer, mode = describe_use(use), QEMU, "write" if use.writes else "read"
         blocks = use.writes or use.forbids_writers
     else:
-        layer, mode, blocks = OPEN, "write" if opener.writable else "read", opener.writable
+        blocks = opener.writable or user.waits_for_migration
+        layer, mode = OPEN, "write" if blocks else "read"
         does = f"has it open for {'writing' if opener.writable else 'reading'}, "
         does += "with a lock that is not QEMU's" if user.locks else "without a lock"
+        does += ", and waits for a migration to come in" if user.waits_for_migration else ""
     text = f"{who} {does}{_role(user, disk, mode)}, started {format_seconds(clock.wall() - since)} ago"
     return Holder(layer, mode, text + _more(user), blocks=blocks, vm=user.vm, uuid=user.uuid, **about)
 
@@ -149,7 +164,7 @@ def _more(user: User) -> str:
         reason = f" ({user.domain.reason})" if user.domain.reason else ""
         return f"; libvirt: {user.domain.state}{reason}"
     if user.qemu is None and user.argv:
-        command = shlex.join(user.argv)
+        command = " ".join(map(shell_word, user.argv))
         return f": {command if len(command) <= _MAX_COMMAND else command[: _MAX_COMMAND - 3] + '...'}"
     return ""
 

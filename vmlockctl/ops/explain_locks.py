@@ -66,6 +66,7 @@ def locks_of_nobody(
             QEMU,
             mode,
             text,
+            blocks=not use or use.writes or use.forbids_writers,
             bytes=byte_ranges(locks),
             filesystem=filesystem.type if filesystem else "",
             server=filesystem.server if filesystem else "",

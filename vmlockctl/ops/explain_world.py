@@ -14,7 +14,6 @@ from vmlockctl.errors import NotJoined, VmlockctlError
 from vmlockctl.host.libvirt import Domain, domains, unreadable_records
 from vmlockctl.host.process import cmdline
 from vmlockctl.host.qemu import is_qemu
-from vmlockctl.host.sanlockclients import SanlockClient, sanlock_clients
 from vmlockctl.host.sanlockd import SanlockSilent, joined_lockspaces
 from vmlockctl.lease.liveness import UNKNOWN
 from vmlockctl.ops.explain_disk import is_lease_file
@@ -26,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Any, Optional
+
+    from vmlockctl.host.sanlockclients import SanlockClient
 
 
 class World(NamedTuple):
@@ -77,6 +78,8 @@ def _with_sanlock(seen: Status) -> Status:
     host_ids = _sanlock_host_ids(seen)
     if not host_ids:
         return seen
+    from vmlockctl.host.sanlockclients import sanlock_clients
+
     current = {(host.host_id, host.generation) for host in seen.hosts if host.host_id in host_ids}
     clients = [client for client in sanlock_clients() if client.lockspace == seen.lockspace.space_name]
 
