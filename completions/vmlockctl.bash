@@ -8,13 +8,13 @@ _vmlockctl_options() {
         init-lockspace) echo "--name --host-id --host-name --io-timeout --sector-size --align --owner --group --mode --force $common" ;;
         add-host)       echo "--host-id --host-name --io-timeout --foreground $common" ;;
         acquire)        echo "--pid --shared $leasing $common" ;;
-        release)        echo "--pid --to-shared $common" ;;
+        release)        echo "--pid --to-shared --evidence --wait --i-know $common" ;;
         request)        echo "--force --clear $common" ;;
         run)            echo "--disk --conflict-exit-code --no-auto-disks $leasing $common" ;;
-        status)         echo "--watch --observe $common" ;;
+        status)         echo "--watch --interval --observe --images $common" ;;
         explain)        echo "--watch --observe $common" ;;
-        dump-leases)    echo "--all-blocks $common" ;;
-        check-orphans)  echo "--fix --dry-run --yes $common" ;;
+        dump-leases)    echo "--all-blocks --images $common" ;;
+        check-orphans)  echo "--fix --prune --dry-run --yes --images --observe --nagios $common" ;;
         *)              echo "$common" ;;
     esac
 }
@@ -45,7 +45,7 @@ _vmlockctl() {
     fi
 
     case $previous in
-        --run-dir) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
+        --run-dir | --images) mapfile -t COMPREPLY < <(compgen -d -- "$current") && return ;;
         --pid) mapfile -t COMPREPLY < <(compgen -W "$(ps -eo pid=)" -- "$current") && return ;;
         --owner) mapfile -t COMPREPLY < <(compgen -u -- "$current") && return ;;
         --group) mapfile -t COMPREPLY < <(compgen -g -- "$current") && return ;;

@@ -79,6 +79,12 @@ class VmlockctlError(Exception):
             self.hint = hint
         self.details: dict[str, Any] = dict(details or {})
 
+    def name_disk(self, resource: str, disk: str) -> None:
+        """Put a disk's path before a message that names only its lease, which is a digest."""
+        if resource in self.message and disk not in self.message:
+            self.message = f"{disk}: {self.message}"
+            self.args = (self.message,)
+
 
 class UsageError(VmlockctlError):
     code = "usage"

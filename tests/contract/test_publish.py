@@ -33,7 +33,7 @@ AREA = lockspace_area(DEFAULT_GEOMETRY, space_name="ls", io_timeout=10)
 
 
 def publishing(path: Path, *, mode: int = 0o600, area: bytes = AREA) -> bool:
-    return publish_file(str(path), area, owner=None, mode=mode, timeout_seconds=30)
+    return publish_file(str(path), area, sector_size=512, owner=None, mode=mode, timeout_seconds=30)
 
 
 @pytest.fixture(params=[0o000, 0o077, 0o022], ids=oct)
@@ -62,11 +62,15 @@ def test_the_mode_is_what_was_asked_for(tmp_path: Path, umask: int, mode: int) -
 def test_the_owner(tmp_path: Path) -> None:
     filesystems.need_root()
     path = tmp_path / "area"
-    assert publish_file(str(path), AREA, owner=(65534, 65534), mode=0o660, timeout_seconds=30)
+    assert publish_file(
+        str(path), AREA, sector_size=512, owner=(65534, 65534), mode=0o660, timeout_seconds=30
+    )
     assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     ours = (os.getuid(), os.getgid())
-    assert publish_file(str(tmp_path / "ours"), AREA, owner=ours, mode=0o600, timeout_seconds=30)
+    assert publish_file(
+        str(tmp_path / "ours"), AREA, sector_size=512, owner=ours, mode=0o600, timeout_seconds=30
+    )
 
 
 def test_what_exists_is_left_as_it_is(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from vmlockctl.ondisk.checksum import checksum
 
 SMALL = Size(acquisitions=200, host_seconds=86400.0)
 
-# Together 160 seeds: 6 host-years and 0.35 million acquisitions, in parts that run side by side.
+# Together 896 seeds: 36 host-years and 2 million acquisitions, in parts that run side by side.
 SLICES = 8
-SLICE_SEEDS = 20
+SLICE_SEEDS = 112
 
 
 def told(result: Result) -> str:
@@ -46,7 +46,7 @@ def test_without_a_watchdog_two_owners_are_found(
     assert " beside " in found.violations[0].text
 
     monkeypatch.setattr("tests.proofs.simulate.run_seed", lambda seed, **o: run_seed(seed, size=SMALL, **o))
-    assert replay(found.seed, watchdog=False).violations == found.violations
+    assert replay(found.seed, watchdog=False, events=4000).violations == found.violations
     shown = capsys.readouterr().err.splitlines()
     assert "VIOLATION" in shown[-2]
     assert sum("HOLDS" in line for line in shown) >= 2

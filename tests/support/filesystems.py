@@ -78,6 +78,17 @@ def read_only(directory: Path, mountpoint: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def ext4_of_large_sectors(directory: Path) -> Iterator[Path]:
+    """An ext4 on a 4K disk: it takes direct I/O of 4096 bytes, and none of 512."""
+    image = directory / "ext4.img"
+    image.write_bytes(bytes(64 << 20))
+    with loop_device(image, sector_size=4096) as device:
+        _run(find_program("mkfs.ext4"), "-q", "-F", "-m", "0", str(device))
+        with mounted(directory / "ext4", str(device)) as path:
+            yield path
+
+
+@contextlib.contextmanager
 def loop_device(image: Path, *, sector_size: int) -> Iterator[Path]:
     """A block device over a file, with the sector size of a 512 or of a 4K disk."""
     need_root()

@@ -25,9 +25,10 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Optional, Union
+from typing import IO, NamedTuple, Optional, Union
 
 # -- the calls ------------------------------------------------------------------------------------------
 
@@ -259,24 +260,30 @@ def run_supervised(
     The command must leave no process behind: those would be under the filter too.
     """
     ours, theirs = socket.socketpair()
-    with ours:
+    # Files: nobody reads while the calls are watched, and a pipe holds 64 KiB.
+    with ours, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", os.path.abspath(__file__), str(theirs.fileno()), *command],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, env=dict(environment), text=True, errors="surrogateescape",
-                start_new_session=True,
+                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+                env=dict(environment), start_new_session=True,
             )  # fmt: skip
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
-    if not descriptors:
-        raise AssertionError(f"no seccomp listener: {process.communicate()[1]}")
-    supervisor = Supervisor(descriptors[0], places, decide, process.pid)
-    try:
-        supervisor.serve(time.monotonic() + timeout_seconds)
-    finally:
-        os.close(descriptors[0])
-        stdout, stderr = process.communicate(timeout=10)
-    return Run(command, process.returncode, stdout, stderr, supervisor.calls)
+        if not descriptors:
+            process.wait(timeout=10)
+            raise AssertionError(f"no seccomp listener: {_written(stderr)}")
+        supervisor = Supervisor(descriptors[0], places, decide, process.pid)
+        try:
+            supervisor.serve(time.monotonic() + timeout_seconds)
+        finally:
+            os.close(descriptors[0])
+            process.wait(timeout=10)
+        return Run(command, process.returncode, _written(stdout), _written(stderr), supervisor.calls)
+
+
+def _written(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="surrogateescape")
 
 
 # -- the launcher ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmlockctl.cli.output import HolderNotice, print_json, say
 from vmlockctl.ops.acquire import Acquired, DiskRequest, Options, acquire, parent_pid
 from vmlockctl.ops.session import open_session
+from vmlockctl.text import safe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,4 +47,4 @@ def show(acquired: Acquired, *, as_json: bool, pid: int) -> None:
         print_json({"pid": pid, "leases": [grant._asdict() for grant in acquired.grants]})
         return
     for grant in acquired.grants:
-        print(f"{grant.disk}: {grant.mode} lease {grant.resource} lver {grant.lver} for process {pid}")
+        print(f"{safe(grant.disk)}: {grant.mode} lease {grant.resource} lver {grant.lver} for process {pid}")

@@ -11,7 +11,8 @@ import click
 from vmlockctl.cli.app import CONTEXT_SETTINGS, common_options, context_of
 from vmlockctl.cli.output import SCHEMA, print_table
 from vmlockctl.config import load
-from vmlockctl.ops.dump_leases import CLEARED, LOCKSPACE, AreaDump, dump
+from vmlockctl.ops.disknames import DiskNames
+from vmlockctl.ops.dump_leases import CLEARED, LOCKSPACE, AreaDump, dump, with_disks
 from vmlockctl.ops.session import administered_target, open_session
 from vmlockctl.text import safe
 
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
 @click.command("dump-leases", context_settings=CONTEXT_SETTINGS)
 @click.argument("paths", nargs=-1, metavar="[PATH[:OFFSET[:SIZE]]]...")
 @click.option("--all-blocks", is_flag=True, help="Every record, also those that were never used.")
+@click.option(
+    "--images", multiple=True, metavar="DIR", help="Look for the disks of unnamed leases there too."
+)
 @common_options
 @click.pass_context
-def command(ctx: click.Context, paths: tuple[str, ...], all_blocks: bool) -> int:  # noqa: FBT001 - click
+def command(ctx: click.Context, paths: tuple[str, ...], *, all_blocks: bool, images: tuple[str, ...]) -> int:
     """Decode every record of lease areas: files, devices, or lease directories. Never writes."""
     context = context_of(ctx)
     if not paths:
         session = open_session(run_dir=context.run_dir, lockspace=context.lockspace)
         target = administered_target(session, None, load())
         paths = (target.lease_dir or target.path,)
-    areas = dump(paths, all_blocks=all_blocks)
+    areas = with_disks(dump(paths, all_blocks=all_blocks), DiskNames(images))
     if context.json:
         _print_json(areas)
     else:
@@ -90,6 +94,8 @@ def _print_hosts(leaders: list[dict[str, Any]]) -> None:
 def _print_resource(area: AreaDump, leader: dict[str, Any]) -> None:
     free = "free" if leader["timestamp"] == 0 else f"timestamp {leader['timestamp']}"
     print(f"  resource {safe(leader['resource_name'])} in lockspace {safe(leader['space_name'])}")
+    if area.disk is not None:
+        print(f"  disk {safe(area.disk)} ({safe(area.disk_source or '')})")
     if area.kind == CLEARED:
         print("  cleared")
     print(
@@ -124,8 +130,11 @@ def _print_rindex(index: dict[str, Any]) -> None:
     print(f"  resource index of lockspace {safe(index['space_name'])}, room for {index['max_resources']}")
     if index["entries"]:
         print_table(
-            ("ENTRY", "OFFSET", "RESOURCE"),
-            [(str(entry["entry"]), str(entry["offset"]), entry["name"]) for entry in index["entries"]],
+            ("ENTRY", "OFFSET", "RESOURCE", "DISK"),
+            [
+                (str(entry["entry"]), str(entry["offset"]), entry["name"], entry.get("disk") or "-")
+                for entry in index["entries"]
+            ],
         )
 
 

@@ -20,7 +20,7 @@ from vmlockctl.units import parse_size
 @click.argument("target", required=False)
 @click.option("--name", help="Lockspace name; default: libvirt's.")
 @click.option("--io-timeout", type=int, help="Seconds; every other duration follows from it. Default 10.")
-@click.option("--sector-size", help="512 or 4096; default: 512 on a file, the device's own on a device.")
+@click.option("--sector-size", help="512 or 4096; default: what is there, or what the storage takes.")
 @click.option("--align", help="1M, 2M, 4M or 8M; default: 1M with 512, 8M with 4096.")
 @click.option("--owner", help="User that owns the file.")
 @click.option("--group", help="Group that owns the file.")

@@ -103,6 +103,15 @@ RELEASE = Command(
     (
         Option(("--pid",), "pid", INTEGER, "The process that holds them; default: the caller's.", "PID"),
         Option(("--to-shared",), "to_shared", FLAG, "Keep them, as shared leases."),
+        Option(("--evidence",), "evidence", FLAG, "Another host's leases, once it is proven to be gone."),
+        Option(("--wait",), "wait", SECONDS, "With --evidence: wait until a silent owner is.", "SECONDS"),
+        Option(
+            ("--i-know",),
+            "i_know",
+            TEXT,
+            "With --evidence: you know this instance to be powered off or fenced.",
+            "HOST:GENERATION",
+        ),
     ),
     "[DISK]...",
 )

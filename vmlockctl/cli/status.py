@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vmlockctl import clock
 from vmlockctl.cli.app import CONTEXT_SETTINGS, common_options, context_of
-from vmlockctl.cli.output import print_json, print_table
+from vmlockctl.cli.output import is_terminal, print_json, print_table
+from vmlockctl.errors import UsageError
+from vmlockctl.ops.overview import Problem, problems, vms
 from vmlockctl.ops.session import open_session
-from vmlockctl.ops.status import Lease, Status, status
+from vmlockctl.ops.status import Lease, Lookout, Status
 from vmlockctl.text import format_seconds, safe
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Optional
+
+    from rich.console import Console, RenderableType
+
     from vmlockctl.cli.params import Context
+    from vmlockctl.cli.watching import Sight
+    from vmlockctl.errors import VmlockctlError
 
 _LEVELS = {1: "this daemon and its standby stop the VMs in time; a host that is frozen whole is not covered"}
+_WATCH_SECONDS = 2.0
 
 
 @click.command("status", context_settings=CONTEXT_SETTINGS)
@@ -24,27 +35,92 @@ _LEVELS = {1: "this daemon and its standby stop the VMs in time; a host that is 
 @click.option(
     "--observe", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Watch the hosts so long."
 )
-@click.option("--watch", is_flag=True, help="Look again every two seconds.")
+@click.option("--watch", is_flag=True, help="Look again and again, until q or Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1),
+    metavar="SECONDS",
+    help="With --watch: look so often; default 2.",
+)
+@click.option(
+    "--images", multiple=True, metavar="DIR", help="Look for the disks of unnamed leases there too."
+)
 @common_options
 @click.pass_context
-def command(ctx: click.Context, disks: tuple[str, ...], observe: float, watch: bool) -> int:  # noqa: FBT001
+def command(
+    ctx: click.Context,
+    disks: tuple[str, ...],
+    *,
+    observe: float,
+    watch: bool,
+    interval: Optional[float],
+    images: tuple[str, ...],
+) -> int:
     """Hosts and their state, leases, and the VMs and processes behind them."""
+    if interval is not None and not watch:
+        raise UsageError("--interval has no meaning without --watch", hint="say --watch too")
     context = context_of(ctx)
-    while True:
-        seen = status(
-            open_session(run_dir=context.run_dir, lockspace=context.lockspace), disks, observe_seconds=observe
-        )
+    session = open_session(run_dir=context.run_dir, lockspace=context.lockspace)
+    with Lookout(session, disks, image_directories=images, again=watch) as lookout:
+        first = lookout.look(observe_seconds=observe)
         if watch:
-            click.clear()
-        _show(context, seen)
-        if not watch:
-            return 0
-        clock.sleep(2)
+            _watch(context, first, lookout, interval or _WATCH_SECONDS)
+        else:
+            _show(context, first)
+    return 0
+
+
+def _watch(context: Context, first: Status, lookout: Lookout, interval: float) -> None:
+    from vmlockctl.cli.watching import watch_in_blocks, watch_on_screen
+
+    if context.json or not is_terminal():
+
+        def complain(error: VmlockctlError) -> None:
+            from vmlockctl.cli.main import report
+
+            _show_time(context)
+            report(error, as_json=context.json)
+
+        def show(seen: Status) -> None:
+            _show_time(context)
+            _show(context, seen)
+
+        watch_in_blocks(first, lookout.look, show, complain, interval)
+        return
+    from vmlockctl.cli.statusscreen import open_console, screen
+
+    program = _program(context)
+
+    def draw(sight: Sight[Status], console: Console) -> RenderableType:
+        if sight.trouble:
+            sight.seen = lookout.with_own_state(sight.seen)
+        return screen(sight, console=console, height=console.height, program=program)
+
+    watch_on_screen(first, lookout.look, draw, interval, open_console())
+
+
+def _show_time(context: Context) -> None:
+    """The line between two blocks; JSON has one object a line, which tells its time."""
+    if not context.json:
+        print(f"--- {clock.rfc3339(clock.wall())}", flush=True)
+
+
+def _program(context: Context) -> str:
+    """How the commands begin that lead to the same lockspace and host."""
+    options = [("-L", context.lockspace), ("--run-dir", context.run_dir)]
+    return shlex.join(["vmlockctl", *(word for flag, value in options if value for word in (flag, value))])
 
 
 def _show(context: Context, seen: Status) -> None:
     if context.json:
-        print_json(as_json(seen))
+        print_json(as_json(seen, _program(context)))
+        return
+    if is_terminal():
+        from vmlockctl.cli.statusscreen import open_console, screen
+        from vmlockctl.cli.watching import Sight
+
+        console = open_console()
+        console.print(screen(Sight(seen, 0.0), console=console, program=_program(context)))
         return
     area = seen.lockspace.area
     print(
@@ -55,10 +131,37 @@ def _show(context: Context, seen: Status) -> None:
         print("this host: not joined")
     else:
         _show_this_host(seen.this_host)
+    _show_problems(problems(seen, _program(context)))
     print()
     _show_hosts(seen)
     print()
     _show_leases(seen.leases)
+    _show_vms(seen)
+
+
+def _show_problems(found: Sequence[Problem]) -> None:
+    for problem in found:
+        print(f"{problem.severity}: {safe(problem.text)}: see '{safe(problem.command)}'")
+
+
+def _show_vms(seen: Status) -> None:
+    found = vms(seen)
+    if found:
+        print()
+        print_table(
+            ("VM", "PID", "MODE", "LEASE", "DISK"),
+            [
+                (
+                    vm.name or "-",
+                    ",".join(map(str, vm.pids)) or "-",
+                    disk.mode,
+                    {True: "ours", False: "not ours", None: "-"}[disk.lease_is_ours],
+                    disk.disk,
+                )
+                for vm in found
+                for disk in vm.disks
+            ],
+        )
 
 
 def _show_this_host(host: dict[str, Any]) -> None:
@@ -126,7 +229,7 @@ def _seconds(value: Any) -> str:
     return "-" if value is None else format_seconds(value)
 
 
-def as_json(seen: Status) -> dict[str, Any]:
+def as_json(seen: Status, program: str = "vmlockctl") -> dict[str, Any]:
     area = seen.lockspace.area
     return {
         "observed_at": seen.observed_at,
@@ -143,4 +246,6 @@ def as_json(seen: Status) -> dict[str, Any]:
         "this_host": seen.this_host,
         "hosts": [host._asdict() for host in seen.hosts],
         "leases": [lease._asdict() for lease in seen.leases],
+        "problems": [problem._asdict() for problem in problems(seen, program)],
+        "vms": [{**vm._asdict(), "disks": [disk._asdict() for disk in vm.disks]} for vm in vms(seen)],
     }

@@ -14,11 +14,13 @@ from __future__ import annotations
 import os
 
 from vmlockctl.daemon.shapes import fits, fits_row
+from vmlockctl.errors import VmlockctlError
 from vmlockctl.host.openers import Identity, find_openers
 from vmlockctl.host.process import Process, boot_id, is_alive
 from vmlockctl.host.rundir import FileLock, read_json, record_names, remove, write_json
 from vmlockctl.lease.resource import Resource
 from vmlockctl.records import NamedTuple
+from vmlockctl.text import safe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +59,11 @@ class Claim(NamedTuple):
     @property
     def is_shared(self) -> bool:
         return self.mode == SHARED
+
+    @property
+    def label(self) -> str:
+        """The lease and the disk it stands for, as log lines begin."""
+        return f"{self.resource}: {safe(self.disk)}"
 
     @property
     def lease(self) -> Resource:
@@ -103,6 +110,14 @@ class ClaimStore:
 
     def remove(self, resource: str) -> None:
         remove(self.file(resource))
+
+    def disk_of(self, resource: str) -> str:
+        """The disk of a claim, for a log line, whose writing may not fail; "" where it cannot be told."""
+        try:
+            claim = self.read(resource)
+        except VmlockctlError:
+            return ""
+        return "" if claim is None else claim.disk
 
     def all(self) -> list[Claim]:
         """Every claim, by resource name."""

@@ -7,6 +7,7 @@ work holds the claim's lock: a command and the daemon never work on one lease at
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 
@@ -25,7 +26,7 @@ from vmlockctl.errors import (
 )
 from vmlockctl.host.openers import find_openers
 from vmlockctl.host.process import Process, is_alive
-from vmlockctl.lease.convert import own_mark
+from vmlockctl.lease.convert import back_to_shared
 from vmlockctl.lease.release import release, retract
 from vmlockctl.lease.request import pending_request
 from vmlockctl.lease.resource import names_us, verify_held
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from vmlockctl.daemon.hoststate import HostState, LockspaceDir
     from vmlockctl.host.rundir import FileLock
+    from vmlockctl.lease.steps import WriteSector
 
 _VERIFY = "verify"
 _EXAMINE = "examine"
@@ -74,7 +76,7 @@ class LeaseWork:
         self._verified_at: dict[str, float] = {}
         self._generation = 0
         self._kept: list[tuple[FileLock, str]] = []  # claims whose leases have an I/O in flight
-        self._driver = Driver(guard=self._guard, on_write=log_write)
+        self._driver = Driver(guard=self._guard, on_write=self._log_write)
         self.thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
     def verify_all(self) -> None:
@@ -117,11 +119,18 @@ class LeaseWork:
                 else:
                     self._settle(resource)
             except VmlockctlError as error:
-                log(f"{resource}: {error.message}", WARNING)
+                log(f"{self._label(resource)}{error.message}", WARNING)
             except Exception as error:  # noqa: BLE001 - one lease must not end the work on all others
-                log(f"{resource}: internal error: {type(error).__name__}: {error}", ERROR)
+                log(f"{self._label(resource)}internal error: {type(error).__name__}: {error}", ERROR)
             finally:
                 self._driver.close()
+
+    def _label(self, resource: str) -> str:
+        """How a log line about one lease begins; "" for work on all of them."""
+        return f"{resource}: {safe(self.claims.disk_of(resource))}: " if resource else ""
+
+    def _log_write(self, step: WriteSector) -> None:
+        log_write(step, self.claims.disk_of(os.path.basename(step.area.path)))
 
     def _live_state(self) -> Optional[HostState]:
         try:
@@ -181,7 +190,7 @@ class LeaseWork:
         except (LeaseLost, OnDiskError, NoSuchArea) as error:
             self._on_lost(claim, error.message)
         except VmlockctlError as error:
-            log(f"{claim.resource}: cannot look at the lease: {error.message}", WARNING)
+            log(f"{claim.label}: cannot look at the lease: {error.message}", WARNING)
             if now - since >= id_renewal_fail_seconds(state.membership.io_timeout):
                 self._on_lost(claim, f"not seen for {now - since:.0f} s: {error.message}")
             if isinstance(error, IoTimeout):
@@ -208,7 +217,7 @@ class LeaseWork:
             try:
                 found = self._driver.run(procedure)
             except OnDiskError as error:
-                log(f"{claim.resource}: cannot look at the request: {error.message}", WARNING)
+                log(f"{claim.label}: cannot look at the request: {error.message}", WARNING)
                 continue
             key = (claim.resource, found.lver, found.force_mode) if found is not None else None
             if found is not None and key is not None and key not in self._heeded:
@@ -250,8 +259,11 @@ class LeaseWork:
                 self.claims.write(claim._replace(processes=alive))
             return False
         if claim.state == CONVERTING and alive:
-            claimant = self._directory.claimant(state)
-            self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+            try:
+                self._driver.run(back_to_shared(self._directory.claimant(state), claim.lease))
+            except LeaseLost as error:
+                self._on_lost(claim, error.message)
+                return False
             log(f"{claim.resource}: {safe(claim.disk)}: a conversion was not finished; the lease is shared")
             self.claims.write(claim._replace(state=HELD, processes=alive, command=None))
             return False
@@ -297,7 +309,7 @@ class LeaseWork:
             confirm_released(self._driver, claimant, claim)
             log(f"{claim.resource}: released {safe(claim.disk)}: no process uses it any more")
         except LeaseLost as error:
-            log(f"{claim.resource}: nothing to release: {error.message}", WARNING)
+            log(f"{claim.label}: nothing to release: {error.message}", WARNING)
         except NoSuchArea as error:
-            log(f"{claim.resource}: the lease is gone from the storage: {error.message}", WARNING)
+            log(f"{claim.label}: the lease is gone from the storage: {error.message}", WARNING)
         self.claims.remove(claim.resource)

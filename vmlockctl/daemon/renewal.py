@@ -34,6 +34,7 @@ from vmlockctl.lease.request import hosts_asking
 from vmlockctl.lease.timeouts import id_renewal_seconds, id_renewal_warn_seconds, renewal_retry_seconds
 from vmlockctl.log import ERROR, WARNING, log
 from vmlockctl.storage.driver import Driver
+from vmlockctl.text import safe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ class _Stopped(Exception):
     """The daemon ends, or this host leaves the lockspace."""
 
 
-def log_write(step: WriteSector) -> None:
-    """The one line that every on-disk write leaves."""
-    log(f"write {step.area.path}:{step.area.byte_offset(step.sector)} {len(step.data)} bytes: {step.what}")
+def log_write(step: WriteSector, disk: str = "") -> None:
+    """The one line that every on-disk write leaves; with the disk of a lease where it is known."""
+    place = f"{step.area.path}:{step.area.byte_offset(step.sector)}"
+    log(f"write {place} {len(step.data)} bytes: {step.what}{f' of {safe(disk)}' if disk else ''}")
 
 
 def joined_state(membership: Membership, lease_record: bytes, generation: int, area_sizes: tuple[int, int],

@@ -35,7 +35,8 @@ def forgotten_by_libvirt(pid: int) -> Optional[Forgotten]:
     if not name or not uuid or not any(word.startswith("guest=") for word in argv):
         return None
     parent = _parent(pid)
-    if parent != 1 and not any("charmonitor" in word for word in argv):
+    is_detached = parent == 1 and os.path.isdir(RUNNING_DIR)
+    if not is_detached and not any("charmonitor" in word for word in argv):  # libvirt's own name
         return None
     directories = [RUNNING_DIR, f"/run/user/{_uid(pid)}/libvirt/qemu/run"]
     if any(_may_list(os.path.join(directory, f"{name}.xml"), pid) for directory in directories):

@@ -81,6 +81,17 @@ def write_own(proposer: Proposer, dblock: Dblock, mode: ModeBlock, *, what: str)
     )
 
 
+def write_own_surely(proposer: Proposer, dblock: Dblock, mode: ModeBlock, *, what: str) -> Procedure[None]:
+    """Write our own sector, and look: what comes next must not happen if that write was lost.
+
+    Raises ``StorageError`` where it is not there, besides what the I/O raises.
+    """
+    yield from write_own(proposer, dblock, mode, what=what)
+    sector = proposer.area.geometry.dblock_sector(proposer.host_id)
+    data = yield from read_sectors(proposer.area, sector, 1, read_timeout_seconds(proposer.io_timeout))
+    _require_written(data, proposer, dblock, mode)
+
+
 def read_dblocks(proposer: Proposer) -> Procedure[bytes]:
     count = proposer.area.geometry.ballot_sectors(proposer.num_hosts)
     return (yield from read_sectors(proposer.area, 0, count, read_timeout_seconds(proposer.io_timeout)))
@@ -116,7 +127,7 @@ def run_ballot(
     yield from write_own(proposer, mine, mode, what=f"ballot {mbal} phase 1 for lver {lver}")  # w1
 
     image = yield from read_dblocks(proposer)  # r2
-    _require_written(image, proposer, mine, mode)
+    _require_written(_own_in(image, proposer), proposer, mine, mode)
     shared = _shared_in(image, proposer)
     best: Optional[Dblock] = None
     for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts):
@@ -140,7 +151,7 @@ def run_ballot(
     yield from write_own(proposer, mine, mode, what=f"ballot {mbal} phase 2 for lver {lver}")  # w3
 
     image = yield from read_dblocks(proposer)  # r4
-    _require_written(image, proposer, mine, mode)
+    _require_written(_own_in(image, proposer), proposer, mine, mode)
     for host_id, used in dblocks_in(image, proposer.area, proposer.num_hosts):
         dblock = _intact(host_id, used)
         aborted = dblock and _aborted_by(mine, host_id, dblock)
@@ -149,17 +160,23 @@ def run_ballot(
     return Decided(mine, shared)
 
 
-def _require_written(image: bytes, proposer: Proposer, mine: Dblock, mode: ModeBlock) -> None:
+def _own_in(image: bytes, proposer: Proposer) -> bytes:
+    geometry = proposer.area.geometry
+    start = geometry.dblock_sector(proposer.host_id) * geometry.sector_size
+    return image[start : start + geometry.sector_size]
+
+
+def _require_written(found: bytes, proposer: Proposer, mine: Dblock, mode: ModeBlock) -> None:
     """Our own sector too is what we wrote: the paper rests on a write being there for whoever reads later.
 
     One that the storage acknowledged and lost lets two hosts win, neither of which saw the other.
     """
-    geometry = proposer.area.geometry
-    sector, size = geometry.dblock_sector(proposer.host_id), geometry.sector_size
-    if image[sector * size : (sector + 1) * size] != own_sector(mine, mode, size):
+    area = proposer.area
+    if found != own_sector(mine, mode, area.geometry.sector_size):
+        sector = area.geometry.dblock_sector(proposer.host_id)
         raise StorageError(
-            f"{proposer.area.path}:{proposer.area.byte_offset(sector)}: ballot {mine.mbal} for lver "
-            f"{mine.lver}: the storage lost a write that it had acknowledged"
+            f"{area.path}:{area.byte_offset(sector)}: ballot {mine.mbal} for lver {mine.lver}: the storage "
+            "lost a write that it had acknowledged"
         )
 
 

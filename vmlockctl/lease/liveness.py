@@ -18,6 +18,13 @@ FAIL = "fail"
 DEAD = "dead"
 
 
+class Instance(NamedTuple):
+    """One life of a host in a lockspace: the id that it acquired, and the generation that this gave it."""
+
+    host_id: int
+    generation: int
+
+
 class Observation(NamedTuple):
     """What we have seen of one host id. Times are our own CLOCK_MONOTONIC, in seconds; 0 = never."""
 
@@ -77,7 +84,18 @@ def dead_in_seconds(row: Observation, now: float, *, own_io_timeout: int) -> flo
     return max(0.0, host_dead_seconds(io_timeout) - (now - row.last_change))
 
 
-def shared_holder_is_alive(row: Observation, generation: int, now: float, *, own_io_timeout: int) -> bool:
+def gone_after_seconds(io_timeout: int, *, vouched: bool = False) -> int:
+    """The silence after which an owner is certainly gone; *its* io_timeout.
+
+    ``vouched``: a person knows that this very instance of it is dead, and stands in for the watchdog that the
+    last 60 seconds wait for. Nobody stands in for the first part: an owner that renewed within it is alive.
+    """
+    return host_fail_seconds(io_timeout) if vouched else host_dead_seconds(io_timeout)
+
+
+def shared_holder_is_alive(
+    row: Observation, generation: int, now: float, *, own_io_timeout: int, vouched: bool = False
+) -> bool:
     """Whether a host that marks a lease shared under ``generation`` must be respected (section 4.6).
 
     Alive by default: without data, or with doubt, it is. Only time in which somebody looked counts:
@@ -90,4 +108,4 @@ def shared_holder_is_alive(row: Observation, generation: int, now: float, *, own
     if row.timestamp == 0 or row.owner_generation > generation:
         return False
     io_timeout = sane_io_timeout(row.io_timeout, own_io_timeout)
-    return min(now, row.last_check) - row.last_change <= host_dead_seconds(io_timeout)
+    return min(now, row.last_check) - row.last_change <= gone_after_seconds(io_timeout, vouched=vouched)

@@ -42,6 +42,8 @@ from vmlockctl.lease.ballot import (
 from vmlockctl.lease.delta import read_record
 from vmlockctl.lease.liveness import (
     NEVER_OBSERVED,
+    Instance,
+    gone_after_seconds,
     shared_holder_is_alive,
 )
 from vmlockctl.lease.release import free_leader, release
@@ -67,7 +69,6 @@ from vmlockctl.lease.steps import (
 )
 from vmlockctl.lease.timeouts import (
     SHARED_RETRIES,
-    host_dead_seconds,
     read_timeout_seconds,
     sane_io_timeout,
     write_timeout_seconds,
@@ -99,12 +100,16 @@ MAX_VERSIONS_BACK = 1 << 20
 
 
 class Terms(NamedTuple):
-    """How a lease is to be acquired. ``mode`` stands in our sector throughout (a shared lease of ours)."""
+    """How a lease is to be acquired. ``mode`` stands in our sector throughout (a shared lease of ours).
+
+    ``vouched``: a person says that this instance is dead; it is believed after a silence of 8 io_timeouts.
+    """
 
     short_hold: bool = False
     expect_lver: Optional[int] = None
     wait_for_dead_owner: bool = False
     mode: ModeBlock = NO_MODE
+    vouched: Optional[Instance] = None
 
 
 class _Survey(NamedTuple):
@@ -126,16 +131,18 @@ def acquire(
     shared: bool = False,
     expect_lver: Optional[int] = None,
     wait_for_dead_owner: bool = False,
+    vouched: Optional[Instance] = None,
 ) -> Procedure[Held]:
     """Acquire the lease, exclusively or shared.
 
     ``expect_lver``: succeed only if the lease has had no holder since that version (4.10).
     ``wait_for_dead_owner``: wait here until a silent owner may be taken for dead; without it the
     answer is ``LeaseHeld`` at once, with ``takeover_in`` seconds in its details.
+    ``vouched`` shortens that wait for exactly this instance (``gone_after_seconds``), and nothing else.
     Raises ``ContentionError`` leaves, ``OnDiskError`` leaves with the place, and ``StorageError``
     leaves: after one of those the outcome is unknown until ``retract`` succeeded.
     """
-    terms = Terms(shared, expect_lver, wait_for_dead_owner)
+    terms = Terms(shared, expect_lver, wait_for_dead_owner, vouched=vouched)
     for attempt in range(SHARED_RETRIES + 1):
         try:
             held = yield from acquire_exclusive(claimant, resource, terms)
@@ -330,7 +337,11 @@ def _settle_shared_holders(
             continue  # released since the ballot read it (12.1-9)
         row = claimant.observations.get(host_id, NEVER_OBSERVED)
         if shared_holder_is_alive(
-            row, mode.generation, (yield from now()), own_io_timeout=claimant.io_timeout
+            row,
+            mode.generation,
+            (yield from now()),
+            own_io_timeout=claimant.io_timeout,
+            vouched=terms.vouched == (host_id, mode.generation),
         ):
             live[host_id] = mode.generation
             continue
@@ -374,7 +385,8 @@ def _wait_for_owner(
             return  # the owner left, or its id was re-acquired and given back
         if record.owner_id != leader.owner_id or record.owner_generation > leader.owner_generation:
             return  # the owner joined again later
-        remaining = host_dead_seconds(owner_timeout) - ((yield from now()) - unchanged_since)
+        gone_after = gone_after_seconds(owner_timeout, vouched=terms.vouched == leader.owner)
+        remaining = gone_after - ((yield from now()) - unchanged_since)
         details = {
             "owners": [
                 {

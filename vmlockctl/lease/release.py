@@ -8,7 +8,7 @@ leader (12.1-5).
 from __future__ import annotations
 
 from vmlockctl.errors import WrongDblock
-from vmlockctl.lease.ballot import write_own
+from vmlockctl.lease.ballot import write_own, write_own_surely
 from vmlockctl.lease.resource import (
     Claimant,
     Resource,
@@ -88,7 +88,8 @@ def _mark_released(
         return False
     if lver is not None and mine.lver != lver and not shared:
         return False
-    yield from write_own(
+    write = write_own_surely if mode.is_shared else write_own  # a mark must stand before the leader is freed
+    yield from write(
         proposer_of(claimant, area, leader),
         mine._replace(flags=mine.flags | FLAG_RELEASED),
         mode,

@@ -5,12 +5,12 @@ next renewals; the owner's host looks at the requests of what it holds when it s
 one version: the next. It is over when the lease reaches that version, and never for a later one, because
 a sanlock daemon that shares a lease and meets such a request kills its own process group (12.2-i).
 
-I/Os of a request: r1 leader, r2 request record, w3 request record. Of a look: r1 request record.
+I/Os of a request: r1 leader, r2 request record, w3 and r4 request record. Of a look: r1 request record.
 """
 
 from __future__ import annotations
 
-from vmlockctl.errors import OnDiskError, RequestPending
+from vmlockctl.errors import OnDiskError, RequestPending, StorageError
 from vmlockctl.lease.delta import occupied_records
 from vmlockctl.lease.resource import Claimant, Resource, locate
 from vmlockctl.lease.steps import Area, Procedure, read_sectors, write_sectors
@@ -40,7 +40,7 @@ def request(claimant: Claimant, resource: Resource, *, force: bool) -> Procedure
 
     None where nobody holds the lease exclusively: there is nobody to ask. A pending request for the same
     version is raised from graceful to force, never lowered. Raises ``RequestPending`` where one for a later
-    version stands (-273), and ``OnDiskError`` leaves.
+    version stands (-273), and ``StorageError`` where ours is not there afterwards; ``OnDiskError`` leaves.
     """
     area, leader = yield from locate(claimant, resource)
     if leader.is_free:
@@ -56,6 +56,10 @@ def request(claimant: Claimant, resource: Resource, *, force: bool) -> Procedure
     wanted = FORCE if force else GRACEFUL
     if (found.lver, found.force_mode) != (lver, FORCE):
         yield from _write(claimant, area, found._replace(lver=lver, force_mode=wanted), "request")
+        stands = yield from read_request(claimant, area)
+        # Another host that asks at the same time may have raised it.
+        if stands.lver != lver or stands.force_mode not in (wanted, FORCE):
+            raise _not_there(area, stands)
     return Asked(lver, wanted, leader.owner_id, leader.owner_generation)
 
 
@@ -66,6 +70,9 @@ def clear_request(claimant: Claimant, resource: Resource) -> Procedure[bool]:
     if not found.lver and not found.force_mode:
         return False
     yield from _write(claimant, area, found._replace(lver=0, force_mode=0), "clear the request")
+    stands = yield from read_request(claimant, area)
+    if stands == found:
+        raise _not_there(area, stands)
     return True
 
 
@@ -91,6 +98,14 @@ def _write(claimant: Claimant, area: Area, record: Request, what: str) -> Proced
         record.to_bytes().ljust(area.geometry.sector_size, b"\0"),
         write_timeout_seconds(claimant.io_timeout),
         what=f"{what} for lver {record.lver} mode {record.force_mode}",
+    )
+
+
+def _not_there(area: Area, found: Request) -> StorageError:
+    return StorageError(
+        f"{area.path}:{area.byte_offset(REQUEST_SECTOR)}: what was just written is not there, "
+        f"found a request for version {found.lver}, mode {found.force_mode}",
+        hint="another host asked at the same time, or the storage lost the write: try again",
     )
 
 

@@ -76,9 +76,15 @@ def locate(claimant: Claimant, resource: Resource) -> Procedure[tuple[Area, Lead
 def read_own(claimant: Claimant, area: Area) -> Procedure[Dblock]:
     sector = area.geometry.dblock_sector(claimant.host_id)
     data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
+    return own_dblock(claimant, area, data)
+
+
+def own_dblock(claimant: Claimant, area: Area, data: bytes) -> Dblock:
+    """The dblock in our own sector. Raises ``WrongDblock``, with its place."""
     try:
         return verify_dblock(data, host_id=claimant.host_id)
     except WrongDblock as error:
+        sector = area.geometry.dblock_sector(claimant.host_id)
         raise error.at(area.path, area.byte_offset(sector)) from None
 
 

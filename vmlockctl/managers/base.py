@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from vmlockctl.errors import ContentionError
     from vmlockctl.host.openers import Identity
     from vmlockctl.host.process import Process
+    from vmlockctl.lease.liveness import Instance
     from vmlockctl.lease.request import Asked
 
     class LockManager(Protocol):
         """Holds leases for processes. One instance serves one lockspace."""
 
-        def acquire(
-            self, wants: Sequence[Want], user: User, *, expect_lver: Optional[int] = None
-        ) -> list[Grant]:
+        def acquire(self, wants: Sequence[Want], user: User, *, terms: Terms = ...) -> list[Grant]:
             """All of the leases or none, for a running process."""
 
         def wait_until_free(self, wants: Sequence[Want], seconds: float, why: ContentionError) -> None:
@@ -64,6 +63,16 @@ class User(NamedTuple):
     process: Process
     vm: str = ""
     uuid: str = ""
+
+
+class Terms(NamedTuple):
+    """When an acquire may succeed: ``lease.paxos.acquire`` says what each of them means."""
+
+    expect_lver: Optional[int] = None
+    vouched: Optional[Instance] = None
+
+
+NO_TERMS = Terms()
 
 
 class Grant(NamedTuple):

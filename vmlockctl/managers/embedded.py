@@ -27,22 +27,23 @@ from vmlockctl.errors import (
     LeaseLost,
     NotHeld,
     OnDiskError,
+    RaceLost,
     SharedLeaseHeld,
     StorageError,
     VmlockctlError,
 )
 from vmlockctl.host.process import Process, identify, is_alive
 from vmlockctl.host.rundir import FileLock
-from vmlockctl.lease.convert import own_mark, to_exclusive, to_shared
+from vmlockctl.lease.convert import back_to_shared, to_exclusive, to_shared
 from vmlockctl.lease.delta import probe
 from vmlockctl.lease.paxos import acquire
 from vmlockctl.lease.release import release, retract
 from vmlockctl.lease.request import Asked, clear_request, request
 from vmlockctl.lease.resource import Claimant, Held, Resource, write_note
 from vmlockctl.lease.steps import WriteSector
-from vmlockctl.lease.timeouts import bit_stands_seconds
+from vmlockctl.lease.timeouts import bit_stands_seconds, read_timeout_seconds
 from vmlockctl.log import WARNING, log, who
-from vmlockctl.managers.base import Grant, User, Want
+from vmlockctl.managers.base import NO_TERMS, Grant, Terms, User, Want
 from vmlockctl.managers.busy import held_by_claim
 from vmlockctl.managers.localchecks import NOTE_SECONDS, LocalChecks
 from vmlockctl.ondisk import ownernote
@@ -75,14 +76,15 @@ class EmbeddedManager:
     def _guard(self) -> None:
         self._directory.guard(self._generation)
 
-    @staticmethod
-    def _log_write(step: WriteSector) -> None:
+    def _log_write(self, step: WriteSector) -> None:
         place = f"{step.area.path}:{step.area.byte_offset(step.sector)}"
-        log(f"write {place} {len(step.data)} bytes: {step.what} by {who()}")
+        disk = self._store.disk_of(os.path.basename(step.area.path))
+        of_disk = f" of {safe(disk)}" if disk else ""
+        log(f"write {place} {len(step.data)} bytes: {step.what}{of_disk} by {who()}")
 
     # -- acquire -----------------------------------------------------------------------------------
 
-    def acquire(self, wants: Sequence[Want], user: User, *, expect_lver: Optional[int] = None) -> list[Grant]:
+    def acquire(self, wants: Sequence[Want], user: User, *, terms: Terms = NO_TERMS) -> list[Grant]:
         """All of the leases or none. In the order of their names: two commands never deadlock."""
         granted: list[Grant] = []
         undo: list[tuple[Callable[[Grant, Process], None], Grant]] = []
@@ -91,7 +93,7 @@ class EmbeddedManager:
         try:
             self._checks.refuse_openers(state, wants, user.process)
             for want in sorted(wants):
-                grant, how_to_undo = self._acquire_one(state, want, user, expect_lver)
+                grant, how_to_undo = self._acquire_one(state, want, user, terms)
                 granted.append(grant)
                 if how_to_undo is not None:
                     undo.append((how_to_undo, grant))
@@ -105,7 +107,7 @@ class EmbeddedManager:
         return granted
 
     def _acquire_one(
-        self, state: HostState, want: Want, user: User, expect_lver: Optional[int]
+        self, state: HostState, want: Want, user: User, terms: Terms
     ) -> tuple[Grant, Optional[Callable[[Grant, Process], None]]]:
         """One lease, and how to undo it; None where the process had it before."""
         with_lock = self._locked(want.resource, want.disk)
@@ -114,34 +116,38 @@ class EmbeddedManager:
             if existing is not None:
                 existing = self._after_conversion(state, existing)
                 if self._may_convert(existing, want, user):
-                    return self._to_exclusive(state, existing, expect_lver), self._undo_conversion
+                    return self._to_exclusive(state, existing, terms.expect_lver), self._undo_conversion
                 joined = self._join_existing(existing, want, user)
                 if joined is not None:
                     return joined, None if user.process in existing.processes else self._undo
-            claim = Claim(
-                resource=want.resource,
-                path=want.path,
-                offset=want.offset,
-                disk=want.disk,
-                identity=want.identity,
-                mode=SHARED if want.shared else EXCLUSIVE,
-                state=ACQUIRING,
-                host_id=state.membership.host_id,
-                generation=state.generation,
-                lver=0,
-                processes=(user.process,),
-                command=_ourselves(),
-                vm=user.vm,
-                uuid=user.uuid,
-                acquired_at=clock.wall(),
-            )
+            claim = self._new_claim(state, want, user)
             self._store.write(claim)
-            return self._acquire_claimed(state, claim, existing, expect_lver), self._undo
+            return self._acquire_claimed(state, claim, existing, terms), self._undo
         finally:
             self._unlock(with_lock, want.resource)
 
+    @staticmethod
+    def _new_claim(state: HostState, want: Want, user: User) -> Claim:
+        return Claim(
+            resource=want.resource,
+            path=want.path,
+            offset=want.offset,
+            disk=want.disk,
+            identity=want.identity,
+            mode=SHARED if want.shared else EXCLUSIVE,
+            state=ACQUIRING,
+            host_id=state.membership.host_id,
+            generation=state.generation,
+            lver=0,
+            processes=(user.process,),
+            command=_ourselves(),
+            vm=user.vm,
+            uuid=user.uuid,
+            acquired_at=clock.wall(),
+        )
+
     def _acquire_claimed(
-        self, state: HostState, claim: Claim, existing: Optional[Claim], expect_lver: Optional[int]
+        self, state: HostState, claim: Claim, existing: Optional[Claim], terms: Terms
     ) -> Grant:
         """With the claim written: ask the machine, then the disk."""
         claimant = self._directory.claimant(state)
@@ -151,10 +157,17 @@ class EmbeddedManager:
             if existing is None:
                 self._checks.refuse_forgotten_owner(state, claim)
             held = self._driver.run(
-                acquire(claimant, claim.lease, shared=claim.is_shared, expect_lver=expect_lver)
+                acquire(
+                    claimant,
+                    claim.lease,
+                    shared=claim.is_shared,
+                    expect_lver=terms.expect_lver,
+                    vouched=terms.vouched,
+                )
             )
             if claim.is_shared:
                 confirm_shared(self._driver, claimant, claim._replace(lver=held.leader.lver))
+            self._refuse_removed_file(claim, claimant)
         except VmlockctlError as error:
             self._checks.name_vm(claim.lease, error)
             if self._driver.write_count == writes_before or self._retracted(claim, claimant, error):
@@ -166,6 +179,14 @@ class EmbeddedManager:
         self._write_note(claimant, held, claim)
         return _grant(claim)
 
+    def _refuse_removed_file(self, claim: Claim, claimant: Claimant) -> None:
+        """What was won in a file that no path leads to any more is no lease: others use its successor.
+
+        Only its holder removes a lease file (``managers/removal.py``): from here on nobody but us.
+        """
+        if not self._driver.is_current(claim.path, read_timeout_seconds(claimant.io_timeout)):
+            raise RaceLost(f"{claim.path}: the lease file was removed or replaced while it was acquired")
+
     def _retracted(self, claim: Claim, claimant: Claimant, error: VmlockctlError) -> bool:
         """Give up a ballot that was not won; False leaves the claim to the daemon to settle."""
         if isinstance(error, StorageError):
@@ -173,7 +194,7 @@ class EmbeddedManager:
         try:
             self._driver.run(retract(claimant, claim.lease))
         except VmlockctlError as second:
-            log(f"{claim.resource}: the daemon will settle it: {second.message}", WARNING)
+            log(f"{claim.label}: the daemon will settle it: {second.message}", WARNING)
             return False
         return True
 
@@ -224,14 +245,14 @@ class EmbeddedManager:
         try:
             self._driver.run(write_note(claimant, held.area, ownernote.to_bytes(note)))
         except VmlockctlError as error:
-            log(f"{claim.resource}: no owner note: {error.message}", WARNING)
+            log(f"{claim.label}: no owner note: {error.message}", WARNING)
 
     def _undo(self, grant: Grant, process: Process) -> None:
         """Take one grant of a failed acquire back; what cannot be is settled by the daemon."""
         try:
             self.release(grant.resource, pid=process.pid)
         except VmlockctlError as error:
-            log(f"{grant.resource}: not released: {error.message}", WARNING)
+            log(f"{grant.resource}: {safe(grant.disk)}: not released: {error.message}", WARNING)
 
     def wait_until_free(self, wants: Sequence[Want], seconds: float, why: ContentionError) -> None:
         """Watch the leaders, and return soon after they are free: else whoever just released, and asks
@@ -281,9 +302,9 @@ class EmbeddedManager:
         if isinstance(error, StorageError):
             return
         try:
-            self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+            self._driver.run(back_to_shared(claimant, claim.lease))
         except VmlockctlError as second:
-            log(f"{claim.resource}: the daemon will settle it: {second.message}", WARNING)
+            log(f"{claim.label}: the daemon will settle it: {second.message}", WARNING)
         else:
             self._store.write(claim)
 
@@ -292,7 +313,7 @@ class EmbeddedManager:
         if claim.state != CONVERTING:
             return claim
         claimant = self._directory.claimant(state)
-        self._driver.run(retract(claimant, claim.lease, mode=own_mark(claimant)))
+        self._driver.run(back_to_shared(claimant, claim.lease))
         claim = claim._replace(state=HELD, command=None)
         self._store.write(claim)
         return claim
@@ -331,7 +352,7 @@ class EmbeddedManager:
         try:
             self.to_shared(grant.resource)
         except VmlockctlError as error:
-            log(f"{grant.resource}: not converted back: {error.message}", WARNING)
+            log(f"{grant.resource}: {safe(grant.disk)}: not converted back: {error.message}", WARNING)
 
     # -- requests ------------------------------------------------------------------------------------
 

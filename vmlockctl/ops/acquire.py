@@ -17,11 +17,12 @@ from vmlockctl.errors import (
     ProcessError,
     Refused,
     UsageError,
+    VmlockctlError,
 )
 from vmlockctl.host.process import Process, belongs_to_us, identify
 from vmlockctl.lease.liveness import NEVER_OBSERVED, host_state
 from vmlockctl.lease.resource import Claimant
-from vmlockctl.managers.base import Grant, User, Want, lock_manager
+from vmlockctl.managers.base import Grant, Terms, User, Want, lock_manager
 from vmlockctl.ops.areas import ensure_lease_file
 from vmlockctl.ops.disks import Disk, find_disk
 from vmlockctl.ops.local import ensure_local_lockspace
@@ -92,11 +93,14 @@ def acquire(
         membership = ensure_local_lockspace(session)
     directory = live_directory(session, membership)
     wants = leases_of(membership, disks)
-    for want in wants:
-        ensure_lease_file(membership, directory, want.resource, want.path)
-    grants = _acquire_waiting(
-        config, directory, wants, User(process, options.vm, options.uuid), options, on_wait
-    )
+    try:
+        for want in wants:
+            ensure_lease_file(membership, directory, want.resource, want.path, disk=want.disk)
+        user = User(process, options.vm, options.uuid)
+        grants = _acquire_waiting(config, directory, wants, user, options, on_wait)
+    except VmlockctlError as error:
+        _name_disks(error, wants)
+        raise
     return Acquired(grants, membership, membership.lease_dir == session.run_dir.default_lease_dir)
 
 
@@ -149,7 +153,7 @@ def _acquire_waiting(
     deadline = clock.monotonic() + (options.wait_seconds or 0.0)
     while True:
         try:
-            return manager.acquire(wants, user, expect_lver=options.expect_lver)
+            return manager.acquire(wants, user, terms=Terms(options.expect_lver))
         except ContentionError as error:
             explain_holder(error, directory, wants)
             if options.wait_seconds is None:
@@ -171,8 +175,14 @@ def _retry_delay() -> float:
     return uniform(*_RETRY_SECONDS)
 
 
+def _name_disks(error: VmlockctlError, wants: Sequence[Want]) -> None:
+    for want in wants:
+        error.name_disk(want.resource, safe(want.disk))
+
+
 def explain_holder(error: ContentionError, directory: LockspaceDir, wants: Sequence[Want]) -> None:
     """Add what the operator asks next: which disk, who, in what state, and when it can be taken."""
+    _name_disks(error, wants)
     state = directory.read_state()
     if state is None or not isinstance(error, LeaseHeld) or error.details.get("explained"):
         return

@@ -41,12 +41,18 @@ class DiskNames:
             self._sources.append(lambda: _of_directories(image_directories))
 
     def find(self, resource: str) -> Optional[DiskName]:
-        """The disk of a resource; None where no source knows it."""
+        """The disk of a resource; None where no source knows it, or its name is no digest of a path."""
+        if not _is_digest(resource):
+            return None
         while resource not in self._known and self._sources:
             for found in self._sources.pop(0)():
                 for path in dict.fromkeys((found.path, os.path.realpath(found.path))):
                     self._known.setdefault(resource_name(path), DiskName(path, found.source))
         return self._known.get(resource)
+
+
+def _is_digest(resource: str) -> bool:
+    return len(resource) == 32 and not set(resource) - set("0123456789abcdef")
 
 
 def _of_libvirt() -> Iterator[DiskName]:

@@ -10,7 +10,14 @@ from __future__ import annotations
 import os
 import stat
 
-from vmlockctl.errors import NoSuchArea, OnDiskError, TruncatedArea, UsageError, WrongMagic
+from vmlockctl.errors import (
+    NoSuchArea,
+    OnDiskError,
+    TruncatedArea,
+    UsageError,
+    WrongMagic,
+    storage_error,
+)
 from vmlockctl.lease.timeouts import DEFAULT_IO_TIMEOUT
 from vmlockctl.ondisk import bitmap, ownernote
 from vmlockctl.ondisk.dblock import USED_LEN, Dblock, ModeBlock, verify_dblock
@@ -24,6 +31,7 @@ from vmlockctl.ondisk.leader import (
     verify_paxos,
 )
 from vmlockctl.ondisk.request import REQUEST, REQUEST_MAGIC, Request, verify_request
+from vmlockctl.ops.disknames import DiskName, noted_disk
 from vmlockctl.ops.dump_rindex import is_rindex, rindex_dict, rindex_geometry
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, split_colons
@@ -34,14 +42,17 @@ from vmlockctl.units import parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any, Optional
+
+    from vmlockctl.ops.disknames import DiskNames
 
 LOCKSPACE = "lockspace"
 RESOURCE = "resource"
 CLEARED = "cleared"
 RINDEX = "rindex"
 UNKNOWN = "unknown"
+ONLY_ZEROS = "only zeros"
 
 _KINDS = {DELTA_MAGIC: LOCKSPACE, PAXOS_MAGIC: RESOURCE, PAXOS_CLEARED_MAGIC: CLEARED}
 # Sectors of a 4096-byte head that can hold dblocks at 512: hosts 1 to 6.
@@ -67,6 +78,8 @@ class AreaDump(NamedTuple):
     damage: list[dict[str, Any]]
     lvb: Optional[str] = None  # hex, without the zeros behind it; None where it is all zeros, or not there
     rindex: Optional[dict[str, Any]] = None
+    disk: Optional[str] = None  # that the lease stands for, where anybody knows it
+    disk_source: Optional[str] = None  # who knows it, in words
 
     def as_dict(self) -> dict[str, Any]:
         """The fields that this kind of area has."""
@@ -76,7 +89,7 @@ class AreaDump(NamedTuple):
         elif self.kind == RINDEX:
             keep |= {"rindex"}
         elif self.kind != UNKNOWN:
-            keep |= {"leader", "request", "dblocks", "owner_note", "lvb"}
+            keep |= {"leader", "request", "dblocks", "owner_note", "lvb", "disk", "disk_source"}
         return {field: value for field, value in self._asdict().items() if field in keep}
 
 
@@ -90,37 +103,69 @@ class _Place(NamedTuple):
     space_name: Optional[str]
 
 
-def dump(paths: Sequence[str], *, all_blocks: bool = False, hosts: int = 0) -> Iterator[AreaDump]:
+def dump(
+    paths: Sequence[str], *, all_blocks: bool = False, hosts: int = 0, missing_ok: bool = False
+) -> Iterator[AreaDump]:
     """Decode the areas of files, devices (``PATH[:OFFSET[:SIZE]]``) and lease directories, in order.
 
     ``hosts``: the highest host id that may be in use, where no lockspace among the paths tells.
+    ``missing_ok``: the paths were listed before, and any of them may have been removed since.
     """
     hosts = max(hosts, _HEAD_HOSTS)
-    for place in (place for path in paths for place in _places(path)):
+    for place in (place for path in paths for place in _places(path, missing_ok=missing_ok)):
         worker = Worker(place.path)
         try:
             for area in _dump_place(place, worker, 2000 if all_blocks else hosts, all_blocks):
                 if area.leaders:
                     hosts = max(hosts, *(record["host_id"] for record in area.leaders))
                 yield area
+        except NoSuchArea:
+            if not missing_ok:
+                raise
         finally:
             worker.close()
 
 
-def _places(text: str) -> Iterator[_Place]:
-    if os.path.isdir(text):
+def with_disks(areas: Iterable[AreaDump], names: DiskNames) -> Iterator[AreaDump]:
+    """The areas, with the disk of each lease: as its owner note tells, else by whoever knows its digest."""
+    for area in areas:
+        if area.rindex is not None:
+            for entry in area.rindex["entries"]:
+                found = names.find(entry["name"])
+                entry["disk"] = found.path if found is not None else None
+        elif area.leader is not None:
+            resource = area.leader["resource_name"]
+            noted = noted_disk(area.owner_note or {}, resource)
+            found = DiskName(noted, "owner note") if noted is not None else names.find(resource)
+            if found is not None:
+                area = area._replace(disk=found.path, disk_source=found.source)
+        yield area
+
+
+def _places(text: str, *, missing_ok: bool = False) -> Iterator[_Place]:
+    try:
+        yield from _places_at(text, missing_ok=missing_ok)
+    except OSError as error:
+        raise storage_error(error, text, "cannot look at the lease area") from None
+
+
+def _places_at(text: str, *, missing_ok: bool) -> Iterator[_Place]:
+    kind = _kind_of_file(text)
+    if stat.S_ISDIR(kind):
         names = sorted(name for name in os.listdir(text) if not name.startswith("."))
         names.sort(key=lambda name: name != LIBVIRT_LOCKSPACE)
         has_lockspace = LIBVIRT_LOCKSPACE in names
         for name in names:
             path = os.path.join(text, name)
-            if stat.S_ISREG(os.stat(path).st_mode):
+            if stat.S_ISREG(_kind_of_file(path)):
                 in_layout = has_lockspace and name != LIBVIRT_LOCKSPACE
                 yield _Place(
                     path, 0, 0, name if in_layout else None, LIBVIRT_LOCKSPACE if has_lockspace else None
                 )
         return
-    if not os.path.exists(text):
+    if not kind:
+        if missing_ok:
+            return
         fields = split_colons(text)
         if len(fields) in (2, 3) and os.path.exists(fields[0]):
             offset, size = parse_size(fields[1]), parse_size(fields[2]) if len(fields) == 3 else 0
@@ -130,6 +175,14 @@ def _places(text: str) -> Iterator[_Place]:
             return
         raise NoSuchArea(f"{text}: no such lease area or directory")
     yield _Place(os.path.abspath(text), 0, 0, None, None)
+
+
+def _kind_of_file(path: str) -> int:
+    """The mode of a path, 0 where there is nothing. Raises ``OSError`` where that cannot be told."""
+    try:
+        return os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return 0
 
 
 def _dump_place(place: _Place, worker: Worker, hosts: int, all_blocks: bool) -> Iterator[AreaDump]:  # noqa: FBT001
@@ -388,7 +441,7 @@ def _too_short(place: _Place, offset: int, size: int) -> AreaDump:
 
 
 def _unknown(place: _Place, offset: int, head: bytes) -> AreaDump:
-    found = "only zeros" if not any(head) else f"magic {int.from_bytes(head[:4], 'little'):#010x}"
+    found = ONLY_ZEROS if not any(head) else f"magic {int.from_bytes(head[:4], 'little'):#010x}"
     return _no_area(place, offset, WrongMagic("no lease area here", found=found))
 
 

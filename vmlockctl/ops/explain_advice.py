@@ -254,6 +254,12 @@ def _lease_steps(holder: Holder, disk: str) -> list[Advice]:
         return [Advice(f"end process {holder.pid}, if it may end; its lease is released with it", f"kill {holder.pid}",
                        "the lease is released only when the process is gone")]  # fmt: skip
     name = safe(str(host.get("host_name") or "?"))
+    release = f"vmlockctl release --evidence {disk}"
+    if host.get("state") == "unknown":
+        return [
+            Advice(f"find out whether host {name!r} is dead, and release the lease then", release,
+                   "it watches for as long as the proof takes; an owner that shows a sign of life keeps its lease"),
+        ]  # fmt: skip
     if holder.takeover_in is None:
         return [
             Advice(f"stop the VM on host {name!r}, or start it there", "", "its host releases the lease with it"),
@@ -262,6 +268,10 @@ def _lease_steps(holder: Holder, disk: str) -> list[Advice]:
     return [
         Advice(f"wait {format_seconds(holder.takeover_in)}: host {name!r} is silent",
                f"vmlockctl run --wait --disk {disk} -- COMMAND", "it takes the lease as soon as the host is certainly dead"),
+        Advice(f"or, only if you know that host {name!r} is powered off or fenced, release it now",
+               f"{release} --i-know {host.get('host_id')}:{host.get('generation')}",
+               "a host that renews is never overridden, and your word is logged; one that is only unreachable or paused "
+               "writes on when it wakes"),
     ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from vmlockctl.daemon.control import ensure_running
 from vmlockctl.daemon.hoststate import Membership
 from vmlockctl.errors import (
     CannotCreate,
+    NoDirectIo,
     NoSuchArea,
     OnDiskError,
     Refused,
@@ -56,6 +57,9 @@ if TYPE_CHECKING:
     from typing import Optional
 
     from vmlockctl.lease.delta import Lockspace
+
+
+SMALL_SECTOR, LARGE_SECTOR = 512, 4096
 
 
 class Format(NamedTuple):
@@ -99,10 +103,10 @@ def init_lockspace(
             f"io_timeout {io_timeout} is out of range, expected {MIN_IO_TIMEOUT} to {MAX_IO_TIMEOUT}"
         )
     name = options.name or target.name or LIBVIRT_LOCKSPACE
-    geometry = _geometry_for(target.path, options)
+    existing = _existing(target)
+    geometry = _geometry_for(target.path, options, existing)
     if options.host_id is not None:
         check_host_id(geometry, options.host_id)
-    existing = _existing(target)
     if existing is not None and not options.force:
         return _keep(session, target, existing, name, geometry, options)
     if existing is not None:
@@ -119,15 +123,29 @@ def init_lockspace(
             target.lease_dir,
         )
     again = existing is not None
-    _create(session, target, geometry, name, io_timeout, membership, options, config, again=again)
+    try:
+        _create(session, target, geometry, name, io_timeout, membership, options, config, again=again)
+    except NoDirectIo:
+        if again or options.sector_size is not None or geometry.sector_size != SMALL_SECTOR:
+            raise
+        geometry = choose(LARGE_SECTOR, options.align_size)  # a file system on a disk of larger sectors
+        if options.host_id is not None:
+            check_host_id(geometry, options.host_id)
+        _create(session, target, geometry, name, io_timeout, membership, options, config, again=again)
     return Initialised(
         target.path, target.offset, name, geometry, io_timeout, created=True, joined_as=membership
     )
 
 
-def _geometry_for(path: str, options: Format) -> Geometry:
-    """Sanlock's defaults: 512 on a file; on a block device its logical sector size, and never less."""
-    smallest = _logical_block_size(path) if _is_block(path) else 512
+def _geometry_for(path: str, options: Format, existing: Optional[Lockspace]) -> Geometry:
+    """What is there already; else sanlock's defaults: 512 on a file, and on a block device its logical sector
+    size, and never less. (Where a file system takes no sectors of 512 bytes, ``init_lockspace`` finds out.)
+    """
+    smallest = _logical_block_size(path) if _is_block(path) else SMALL_SECTOR
+    if existing is not None and options.sector_size is None and options.align_size is None:
+        there = existing.area.geometry
+        if there.sector_size >= smallest:
+            return there
     sector_size = options.sector_size or smallest
     if sector_size < smallest:
         raise UsageError(
@@ -304,7 +322,12 @@ def _create(
             options.mode if options.mode is not None else (0o660 if options.group or config.group else 0o600)
         )
         if not publish_file(
-            target.path, area, owner=_owner(options, config), mode=mode, timeout_seconds=INIT_IO_SECONDS
+            target.path,
+            area,
+            sector_size=geometry.sector_size,
+            owner=_owner(options, config),
+            mode=mode,
+            timeout_seconds=INIT_IO_SECONDS,
         ):
             raise CannotCreate(f"{target.path}: somebody else created it in the same moment")
     log(f"write {target.path}:{target.offset} {len(area)} bytes: new lockspace {name} by {who()}")

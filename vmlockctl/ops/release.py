@@ -6,7 +6,7 @@ import os
 
 from vmlockctl.config import load
 from vmlockctl.daemon.claims import Claim, ClaimStore, takers_over
-from vmlockctl.errors import NotHeld, NotJoined, Refused
+from vmlockctl.errors import NotHeld, NotJoined, Refused, VmlockctlError
 from vmlockctl.host.process import comm, is_alive
 from vmlockctl.managers.base import lock_manager
 from vmlockctl.ops.session import Session, chosen_membership, live_directory
@@ -29,7 +29,11 @@ def release(session: Session, disks: Sequence[str], *, pid: Optional[int]) -> li
     """
     manager, claims = _checked(session, disks, pid)
     for claim in claims:
-        manager.release(claim.resource, pid=pid if claim.is_shared else None)
+        try:
+            manager.release(claim.resource, pid=pid if claim.is_shared else None)
+        except VmlockctlError as error:
+            error.name_disk(claim.resource, safe(claim.disk))
+            raise
     return claims
 
 
@@ -53,7 +57,11 @@ def release_to_shared(session: Session, disks: Sequence[str], *, pid: Optional[i
     """
     manager, claims = _checked(session, disks, pid)
     for claim in claims:
-        manager.to_shared(claim.resource)
+        try:
+            manager.to_shared(claim.resource)
+        except VmlockctlError as error:
+            error.name_disk(claim.resource, safe(claim.disk))
+            raise
     return claims
 
 

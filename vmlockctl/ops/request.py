@@ -9,7 +9,7 @@ import os
 
 from vmlockctl import clock
 from vmlockctl.config import load
-from vmlockctl.errors import NoSuchArea, NotJoined
+from vmlockctl.errors import NoSuchArea, NotJoined, VmlockctlError
 from vmlockctl.lease.liveness import NEVER_OBSERVED, host_state
 from vmlockctl.lease.timeouts import id_renewal_seconds, sane_io_timeout
 from vmlockctl.managers.base import Want, lock_manager
@@ -39,7 +39,11 @@ class Requested(NamedTuple):
 def request(session: Session, disk: str, *, force: bool) -> Requested:
     """Ask. Raises ``NotJoined``, ``NoSuchArea``, ``RequestPending``, ``OnDiskError``, ``StorageError``."""
     lock_manager_name, directory, want = _prepared(session, disk)
-    asked = lock_manager(lock_manager_name, directory).request(want, force=force)
+    try:
+        asked = lock_manager(lock_manager_name, directory).request(want, force=force)
+    except VmlockctlError as error:
+        error.name_disk(want.resource, safe(want.disk))
+        raise
     if asked is None:
         return Requested(want.disk, want.resource, None, force, None, None)
     member = directory.require_live().membership
@@ -60,7 +64,11 @@ def request(session: Session, disk: str, *, force: bool) -> Requested:
 def clear_request(session: Session, disk: str) -> bool:
     """Take back whatever request stands for a disk's lease; whether one did."""
     lock_manager_name, directory, want = _prepared(session, disk)
-    return lock_manager(lock_manager_name, directory).clear_request(want)
+    try:
+        return lock_manager(lock_manager_name, directory).clear_request(want)
+    except VmlockctlError as error:
+        error.name_disk(want.resource, safe(want.disk))
+        raise
 
 
 def _prepared(session: Session, disk: str) -> tuple[str, LockspaceDir, Want]:

@@ -13,7 +13,7 @@ from vmlockctl.config import load
 from vmlockctl.daemon.claims import Claim, ClaimStore
 from vmlockctl.daemon.control import daemon_pid, standby_pid
 from vmlockctl.daemon.hoststate import LEVEL, LIVE, LOST, HostState, Membership
-from vmlockctl.errors import NoSuchArea, NotJoined
+from vmlockctl.errors import NoSuchArea, NotJoined, storage_error
 from vmlockctl.host.process import is_alive
 from vmlockctl.lease.delta import Lockspace
 from vmlockctl.lease.liveness import (
@@ -28,6 +28,7 @@ from vmlockctl.lease.liveness import (
 from vmlockctl.lease.timeouts import (
     host_dead_seconds,
     host_fail_seconds,
+    id_renewal_fail_seconds,
     id_renewal_warn_seconds,
     sane_io_timeout,
 )
@@ -46,8 +47,11 @@ from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target, resource_na
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, Optional
+
+    from vmlockctl.daemon.hoststate import LockspaceDir
+    from vmlockctl.ondisk.leader import Leader
 
 FREE_MODE, EXCLUSIVE, SHARED, UNKNOWN_MODE = "free", "exclusive", "shared", "unknown"
 
@@ -102,13 +106,15 @@ def status(
     *,
     observe_seconds: float = 0.0,
     image_directories: Sequence[str] = (),
+    on_look: Callable[[Sequence[tuple[int, Leader]]], None] = lambda _records: None,
 ) -> Status:
     """Look at a lockspace once; nothing is written.
 
-    Raises ``NotJoined``, ``NoSuchArea``, ``OnDiskError`` and ``StorageError`` leaves.
+    ``image_directories`` may know disks of which nothing else tells. ``on_look`` is told the host records of
+    each look. Raises ``NotJoined``, ``NoSuchArea``, ``OnDiskError`` and ``StorageError`` leaves.
     """
     with Lookout(session, disks, image_directories=image_directories, again=False) as lookout:
-        return lookout.look(observe_seconds=observe_seconds)
+        return lookout.look(observe_seconds=observe_seconds, on_look=on_look)
 
 
 class Lookout:
@@ -130,6 +136,7 @@ class Lookout:
         self._image_directories = image_directories
         self._again = again
         self._target: Optional[Target] = None
+        self._directory: Optional[LockspaceDir] = None
         self._rows: dict[int, Observation] = {}
         self._names: dict[str, Optional[DiskName]] = {}  # by resource; None: nobody knew it
 
@@ -139,18 +146,23 @@ class Lookout:
     def __exit__(self, *exc_info: object) -> None:
         self._forget()
 
-    def look(self, *, observe_seconds: float = 0.0) -> Status:
+    def look(
+        self,
+        *,
+        observe_seconds: float = 0.0,
+        on_look: Callable[[Sequence[tuple[int, Leader]]], None] = lambda _records: None,
+    ) -> Status:
         """What there is now. Raises as ``status`` does; another look may succeed."""
         session = self._session
         membership, target = _which(session)
-        directory = session.directory_of(membership) if membership is not None else None
+        self._directory = directory = session.directory_of(membership) if membership is not None else None
         state = directory.read_state() if directory is not None else None
         claims = ClaimStore(directory.claims_path).all() if directory is not None else []
         if target != self._target:
             self._start(target)
         # What we saw ourselves goes on from what the daemon had seen, and is newer.
         rows = {**(directory.read_observations() if directory is not None else {}), **self._rows}
-        lockspace, host_ids = _watch(self._records, rows, observe_seconds)
+        lockspace, host_ids = _watch(self._records, rows, observe_seconds, on_look)
         has_watched, self._rows = bool(self._rows), rows
         own_timeout = membership.io_timeout if membership is not None else lockspace.io_timeout
         # Whole seconds, as the protocol judges: what is shown dead here can be taken over now.
@@ -165,6 +177,11 @@ class Lookout:
             observed_by = "watching"
         leases = self._leases(target, lockspace, hosts, claims, our_id)
         return Status(clock.wall(), observed_by, lockspace, _this_host(session, state), hosts, leases, claims)
+
+    def with_own_state(self, seen: Status) -> Status:
+        """An earlier look with what this host's own records say now: the storage is not touched."""
+        state = self._directory.read_state() if self._directory is not None else None
+        return seen._replace(this_host=_this_host(self._session, state))
 
     def _start(self, target: Target) -> None:
         self._forget()
@@ -193,7 +210,7 @@ class Lookout:
             joined = [host.host_id for host in hosts if host.state != FREE]
             areas = self._areas.read(paths, lockspace, joined=joined, highest=highest)
         else:
-            areas = dump(paths, hosts=highest)
+            areas = dump(paths, hosts=highest, missing_ok=True)
         leases = [
             lease_of(area, by_id, by_resource.get(os.path.basename(area.path)), our_id) for area in areas
         ]
@@ -235,12 +252,18 @@ def _which(session: Session) -> tuple[Optional[Membership], Target]:
     raise NotJoined("this host has not joined any lockspace", hint="name one with -L TARGET")
 
 
-def _watch(records: HostRecords, rows: dict[int, Observation], seconds: float) -> tuple[Lockspace, set[int]]:
+def _watch(
+    records: HostRecords,
+    rows: dict[int, Observation],
+    seconds: float,
+    on_look: Callable[[Sequence[tuple[int, Leader]]], None],
+) -> tuple[Lockspace, set[int]]:
     """Bring ``rows`` up to now, by one look or by watching; return the host ids that are in use."""
     end = clock.monotonic() + seconds
     while True:
         lockspace, occupied = records.read()
         now = clock.monotonic()
+        on_look(occupied)
         for host_id, record in occupied:
             rows[host_id] = observe(rows.get(host_id, NEVER_OBSERVED), record, now)
         if now >= end:
@@ -286,6 +309,8 @@ def _this_host(session: Session, state: Optional[HostState]) -> Optional[dict[st
         "watchdog": None,
         "level": LEVEL,
         "problem": state.problem,
+        "warn_after": id_renewal_warn_seconds(member.io_timeout),
+        "fail_after": id_renewal_fail_seconds(member.io_timeout),
     }
 
 
@@ -321,9 +346,13 @@ def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
         return found
     if directory is None:
         return []
+    try:
+        entries = os.listdir(directory)
+    except OSError as error:
+        raise storage_error(error, directory, "cannot read the lease directory") from None
     return sorted(
         os.path.join(directory, name)
-        for name in os.listdir(directory)
+        for name in entries
         if name != LIBVIRT_LOCKSPACE and not name.startswith(".")
     )
 

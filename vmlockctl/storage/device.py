@@ -78,6 +78,17 @@ def file_identity(fd: int) -> tuple[int, int, int]:
     return (os.fstatvfs(fd).f_fsid, found.st_ino, 0)
 
 
+def sync_directory(path: str) -> None:
+    """Bring the names in a directory to the storage."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass  # some network file systems cannot, and need not
+    finally:
+        os.close(fd)
+
+
 def read_exact(fd: int, path: str, offset: int, size: int, buffer: Buffer) -> bytes:
     """Read exactly ``size`` bytes or raise."""
     try:

@@ -8,10 +8,12 @@ write the driver asks ``guard``, which raises when our host lease is no longer c
 from __future__ import annotations
 
 import os
+import stat
 
 from vmlockctl import clock
+from vmlockctl.errors import NoSuchArea, StorageRefused, storage_error
 from vmlockctl.lease.steps import Clock, Journal, Random, ReadSectors, Wait, WriteSector
-from vmlockctl.storage.device import file_identity, open_direct, read_exact, write_exact
+from vmlockctl.storage.device import file_identity, open_direct, read_exact, sync_directory, write_exact
 from vmlockctl.storage.worker import Worker
 
 TYPE_CHECKING = False
@@ -92,6 +94,47 @@ class Driver:
     def file_of(self, path: str) -> tuple[int, ...]:
         """Which file the last I/O on a path went to, closed since or not; () before the first."""
         return self._files.get(path, ())
+
+    def is_current(self, path: str, timeout_seconds: float) -> bool:
+        """Whether a path still leads to the file that our last I/O on it went to, looked up anew."""
+
+        def action(_buffer: Buffer) -> bool:
+            return self._leads_to_open_file(path)
+
+        return self._worker(path).call(action, 0, timeout_seconds, f"{path}: look at its file")
+
+    def unlink(self, path: str, timeout_seconds: float) -> None:
+        """Take the file that our last I/O went to out of its directory; it stays open here.
+
+        Nothing makes the look and the unlink one step: only whoever holds the lease in that file may do this.
+        Raises ``StorageRefused`` where the path leads to another file, or to none.
+        """
+
+        def action(_buffer: Buffer) -> None:
+            if not self._leads_to_open_file(path) or not stat.S_ISREG(os.lstat(path).st_mode):
+                raise StorageRefused(f"{path}: another file is there now", hint="nothing was removed")
+            try:
+                os.unlink(path)
+                sync_directory(os.path.dirname(path))
+            except OSError as error:
+                raise storage_error(error, path, "cannot remove") from None
+
+        if self._guard is not None:
+            self._guard()
+        self.write_count += 1
+        self._worker(path).call(action, 0, timeout_seconds, f"{path}: unlink")
+
+    def _leads_to_open_file(self, path: str) -> bool:
+        """Called in the worker's thread."""
+        opened = file_identity(self._descriptor(path))
+        try:
+            fd = open_direct(path, writable=False)
+        except NoSuchArea:
+            return False
+        try:
+            return file_identity(fd) == opened
+        finally:
+            os.close(fd)
 
     def __enter__(self) -> Driver:
         return self

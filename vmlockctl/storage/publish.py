@@ -12,7 +12,7 @@ import os
 import stat
 
 from vmlockctl.errors import CannotCreate, StorageError, VmlockctlError, storage_error
-from vmlockctl.storage.device import Buffer, open_direct, read_exact, write_exact
+from vmlockctl.storage.device import Buffer, open_direct, read_exact, sync_directory, write_exact
 from vmlockctl.storage.worker import Worker
 
 _PAGE = 4096
@@ -24,17 +24,25 @@ if TYPE_CHECKING:
 
 
 def publish_file(
-    path: str, area: bytes, *, owner: Optional[tuple[int, int]], mode: int, timeout_seconds: float
+    path: str,
+    area: bytes,
+    *,
+    sector_size: int,
+    owner: Optional[tuple[int, int]],
+    mode: int,
+    timeout_seconds: float,
 ) -> bool:
     """Create ``path`` with the bytes of ``area``; False if it exists already, which is left as it is.
 
-    Raises ``CannotCreate`` (no room), ``StorageRefused``, ``StorageError``; the temporary file is gone then.
+    Raises ``CannotCreate`` (no room), ``NoDirectIo`` (none of single sectors, on storage with larger ones),
+    ``StorageRefused``, ``StorageError``; the temporary file is gone then.
     """
     temporary = _temporary_name(path)
 
     def action(buffer: Buffer) -> bool:
         try:
             _write_new(temporary, area, owner, mode, buffer)
+            _try_sector(temporary, path, sector_size, buffer)
             os.link(temporary, path)
         except FileExistsError:
             return False
@@ -42,7 +50,7 @@ def publish_file(
             raise _cannot_create(error, path) from None
         finally:
             _unlink(temporary)
-        _sync_directory(os.path.dirname(path))
+        sync_directory(os.path.dirname(path))
         return True
 
     return _in_worker(path, action, len(area), timeout_seconds, "create")
@@ -66,7 +74,7 @@ def replace_file(path: str, area: bytes, *, timeout_seconds: float) -> None:
                 owner = (before.st_uid, before.st_gid)
                 _write_new(temporary, area, owner, stat.S_IMODE(before.st_mode), buffer)
                 os.rename(temporary, path)
-                _sync_directory(os.path.dirname(path))
+                sync_directory(os.path.dirname(path))
                 wiped = min(len(area), before.st_size) // _PAGE * _PAGE
                 write_exact(old, path, 0, bytes(wiped), buffer)
             finally:
@@ -125,6 +133,15 @@ def _write_new(path: str, area: bytes, owner: Optional[tuple[int, int]], mode: i
         os.close(direct)
 
 
+def _try_sector(temporary: str, path: str, sector_size: int, buffer: Buffer) -> None:
+    """Read one sector: a file system on a disk with larger ones takes whole areas, and no record."""
+    fd = open_direct(temporary, writable=False)
+    try:
+        read_exact(fd, path, 0, sector_size, buffer)
+    finally:
+        os.close(fd)
+
+
 def _see_it_there(fd: int, path: str, offset: int, area: bytes, buffer: Buffer) -> None:
     """Raise ``StorageError`` unless a direct read returns what was just written."""
     if read_exact(fd, path, offset, len(area), buffer) != area:
@@ -147,13 +164,3 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except OSError:
         pass
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError:
-        pass  # some network file systems cannot, and need not
-    finally:
-        os.close(fd)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from vmlockctl.errors import storage_error
+from vmlockctl.errors import StorageError, storage_error
 from vmlockctl.records import NamedTuple
 from vmlockctl.storage.device import open_direct
 from vmlockctl.storage.worker import Worker
@@ -40,10 +40,15 @@ def read_pieces(
         try:
             pieces = []
             view = buffer.view(biggest)
+            end = os.lseek(fd, 0, os.SEEK_END)
             for offset, size in wanted:
-                count = os.preadv(fd, [view[:size]], offset)
+                count, expected = os.preadv(fd, [view[:size]], offset), min(size, max(0, end - offset))
+                if count < expected:
+                    raise StorageError(
+                        f"{path}:{offset}: short read, found {count} bytes, expected {expected} bytes"
+                    )
                 pieces.append(view[:count].tobytes())
-            return Pieces(os.lseek(fd, 0, os.SEEK_END), pieces)
+            return Pieces(end, pieces)
         except OSError as error:
             raise storage_error(error, path, "cannot read") from None
         finally:

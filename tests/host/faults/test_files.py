@@ -203,6 +203,25 @@ def test_areas_of_4096_bytes_on_a_device_of_512_are_what_they_say(host_alone: Vm
     assert changed == {8}, "host id 2 has the second sector of 4096 bytes"
 
 
+@pytest.mark.real("mkfs.ext4", "losetup")
+def test_a_file_system_on_a_disk_of_4096(host_alone: VmHost, holder: Child, tmp_path: Path) -> None:
+    """It takes a whole area written at once, but no record of 512 bytes: such a lockspace is of no use."""
+    with filesystems.ext4_of_large_sectors(tmp_path) as mount:
+        leases, disk = mount / "leases", mount / "a.img"
+        disk.touch()
+        refused = host_alone.call("init-lockspace", leases, "--sector-size", "512")
+        assert refused.returncode == 74, refused
+        assert "direct read of 512 bytes refused" in refused.stderr
+        assert list(leases.iterdir()) == []
+        made = host_alone.json("init-lockspace", leases, "--host-id", "1")
+        assert made["lockspace"]["sector_size"] == 4096
+        host_alone.succeed("init-lockspace", leases, "--host-id", "1")
+        host_alone.succeed("acquire", "-L", leases, "--pid", str(holder.pid), disk)
+        host_alone.succeed("release", "-L", leases, "--pid", str(holder.pid), disk)
+        host_alone.succeed("remove-host", leases)
+        host_alone.close()
+
+
 @pytest.mark.parametrize("sector_size", ["512", "4096"])
 def test_a_resource_is_read_with_the_sizes_that_it_states(
     host: VmHost, holder: Child, lease_dir: Path, tmp_path: Path, sector_size: str

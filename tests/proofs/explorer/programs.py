@@ -20,7 +20,7 @@ from vmlockctl.lease.resource import Claimant
 
 EXCLUSIVE, SHARED = "EX", "SH"
 
-# The procedures; KEEP is a retract that keeps the shared mark.
+# The procedures; KEEP settles a conversion that was cut off.
 ACQUIRE, VERIFY, RELEASE, RETRACT = "acquire", "verify", "release", "retract"
 TO_SHARED, TO_EXCLUSIVE, KEEP = "to shared", "to exclusive", "keep"
 BEGIN, END = "begin", "end"  # before an acquire, and behind the program
@@ -79,7 +79,7 @@ class Programs(Procedures):
             TO_EXCLUSIVE: lambda: convert.to_exclusive(who, RESOURCE),
             RELEASE: lambda: release.release(who, RESOURCE, lver=lver, shared=phase.shared),
             RETRACT: lambda: release.retract(who, RESOURCE),
-            KEEP: lambda: release.retract(who, RESOURCE, mode=convert.own_mark(who)),
+            KEEP: lambda: convert.back_to_shared(who, RESOURCE),
         }
         return make[phase.kind]()
 

@@ -244,6 +244,8 @@ def _run_command(case: Case) -> float:
 
 class _Context:
     json = False
+    lockspace = None
+    run_dir = None
 
 
 def _command_cases(source: random.Random, count: int) -> Iterator[Case]:

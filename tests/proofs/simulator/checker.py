@@ -51,15 +51,11 @@ class Register:
 class Checker:
     """Listens to what processes do under their leases."""
 
-    def __init__(self, clockwork: Clockwork, resources: int, *, lossy: bool, longest_overlap: float) -> None:
+    def __init__(self, clockwork: Clockwork, resources: int) -> None:
         self._clockwork = clockwork
-        self._lossy = lossy
-        self._longest_overlap = longest_overlap
         self.registers = [Register() for _ in range(resources)]
         self.acquisitions = 0
         self.violations: list[Violation] = []
-        self.tolerated: list[float] = []  # lossy worlds: how long each overlap lasted
-        self._overlaps: dict[tuple[Hold, Hold], float] = {}
 
     def begin(self, machine: Machine, resource: int, *, shared: bool, lver: int) -> Hold:
         self.acquisitions += 1
@@ -80,9 +76,6 @@ class Checker:
         register = self.registers[resource]
         register.holds.remove(hold)
         self._clockwork.note(hold.machine, f"drops resource {resource} {'' if in_peace else '(killed)'}")
-        if self._overlaps:
-            for pair in [pair for pair in self._overlaps if hold in pair]:
-                self._overlap_ends(pair)
         if in_peace and not hold.shared:
             self._write(resource, register, hold)
 
@@ -104,7 +97,7 @@ class Checker:
                 self._overlap(resource, other, hold)
 
     def _write(self, resource: int, register: Register, hold: Hold) -> None:
-        if register.value != hold.register and not self._lossy:
+        if register.value != hold.register:
             self.violate(
                 f"resource {resource}: lost update by {hold}: "
                 f"read {hold.register}, found {register.value} before its write"
@@ -114,25 +107,13 @@ class Checker:
 
     def finish(self) -> None:
         """What must hold at the end: no update was lost, no overlap was missed by both."""
-        for pair in list(self._overlaps):
-            self._overlap_ends(pair)
         for resource, register in enumerate(self.registers):
-            if register.value != register.writes and not self._lossy:
+            if register.value != register.writes:
                 self.violate(f"resource {resource}: {register.writes} updates, counter {register.value}")
 
     def _overlap(self, resource: int, first: Hold, second: Hold) -> None:
-        if self._lossy:
-            self._overlaps[first, second] = self._clockwork.now
-            return
         age = self._clockwork.now - first.since
         self.violate(f"resource {resource}: {second} beside {first}, who holds it for {age:.3f} s")
-
-    def _overlap_ends(self, pair: tuple[Hold, Hold]) -> None:
-        """After a lost write, two owners for a while: until the next look of one of them."""
-        seconds = self._clockwork.now - self._overlaps.pop(pair)
-        self.tolerated.append(seconds)
-        if seconds > self._longest_overlap:
-            self.violate(f"{pair[0]} beside {pair[1]} for {seconds:.1f} s after a lost write")
 
     def violate(self, text: str) -> None:
         clockwork = self._clockwork

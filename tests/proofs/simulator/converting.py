@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from vmlockctl.daemon.claims import CONVERTING, HELD
 from vmlockctl.errors import LeaseLost, StorageError, VmlockctlError
-from vmlockctl.lease.convert import own_mark, to_exclusive, to_shared
-from vmlockctl.lease.release import retract
+from vmlockctl.lease import convert as conversion
+from vmlockctl.lease.convert import to_exclusive, to_shared
 from vmlockctl.lease.resource import Claimant, names_us, verify_held
 from vmlockctl.lease.steps import Procedure
 
@@ -94,5 +94,5 @@ def _to_exclusive(claimant: Claimant, claim: Claim) -> Procedure[int]:
 
 def back_to_shared(claimant: Claimant, claim: Claim) -> Procedure[None]:
     """A conversion was not finished: what is certain is that the lease is shared."""
-    yield from retract(claimant, claim.lease, mode=own_mark(claimant))
+    yield from conversion.back_to_shared(claimant, claim.lease)
     claim.state = HELD

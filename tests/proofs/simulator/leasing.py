@@ -302,10 +302,7 @@ def _verify(machine: Machine, state: State, claim: Claim) -> Procedure[None]:
     try:
         yield from verify_held(claimant, claim.lease, lver=claim.lver, shared=claim.shared)
     except (LeaseLost, OnDiskError, NoSuchArea) as error:
-        machine.world.refused(error)
-        machine.world.counts["leases lost"] += 1
-        machine.world.clockwork.note(machine, f"lease of resource {claim.number} lost: {error.message}")
-        claim.kill(hard=True)
+        _lost(machine, claim, error)
     except VmlockctlError as error:
         if now - since >= id_renewal_fail_seconds(machine.io_timeout):
             claim.kill(hard=True)
@@ -313,6 +310,13 @@ def _verify(machine: Machine, state: State, claim: Claim) -> Procedure[None]:
             raise
     else:
         machine.verified_at[claim.number] = now
+
+
+def _lost(machine: Machine, claim: Claim, error: VmlockctlError) -> None:
+    machine.world.refused(error)
+    machine.world.counts["leases lost"] += 1
+    machine.world.clockwork.note(machine, f"lease of resource {claim.number} lost: {error.message}")
+    claim.kill(hard=True)
 
 
 def _settle(machine: Machine, claim: Claim) -> Procedure[None]:
@@ -334,7 +338,10 @@ def _settle(machine: Machine, claim: Claim) -> Procedure[None]:
     claimant = machine.claimant(state)
     try:
         if claim.state == CONVERTING and not claim.task.dead:
-            yield from back_to_shared(claimant, claim)
+            try:
+                yield from back_to_shared(claimant, claim)
+            except LeaseLost as error:
+                _lost(machine, claim, error)
             return
         if claim.state == HELD:
             claim.state = RELEASING

@@ -159,9 +159,6 @@ class Machine:
         rows: Mapping[int, Observation] = self.rows
         return Claimant(state.lockspace, self.host_id, state.generation, self.io_timeout, rows)
 
-    def is_lockspace(self, step: Any) -> bool:
-        return bool(step.area.path == self.membership.path)
-
     # -- power -----------------------------------------------------------------------------------------
 
     def power_on(self) -> None:

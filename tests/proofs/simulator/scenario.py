@@ -57,7 +57,6 @@ class Result(NamedTuple):
     faults: Counter[str]
     errors: Counter[str]
     violations: list[Violation]
-    tolerated: list[float]
     trace: list[str]
 
 
@@ -301,7 +300,6 @@ class Scenario:
             Counter(world.weather.counts),
             world.errors,
             world.checker.violations,
-            world.checker.tolerated,
             list(clockwork.trace or ()),
         )
 

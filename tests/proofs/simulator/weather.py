@@ -5,9 +5,7 @@ Bounds that the protocol needs, and that are kept here, as numbers:
 * A host that is reset has its I/Os in the hands of the storage for ``io_timeout`` at most; what has not
   landed by then never does. (Its own successor waits at least ``3 x io_timeout`` before it writes.)
 * A host that lives may have a write land any time later: nothing of its own touches that path before.
-* A write that is acknowledged and lost is one that whoever wrote it looks at again: a leader, a shared mark,
-  a release. In ``lossy`` worlds any write may be lost, and nothing else befalls a host: two owners are
-  possible there, and the next renewal cycle of one of them must find it.
+* Any write may be acknowledged and lost; in ``lossy`` worlds many are, and nothing else befalls a host.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from tests.proofs.simulator.clockwork import FAIL, ISSUE, RESUME, Clockwork, Task, describe
 from vmlockctl.errors import IoTimeout, StorageError
 from vmlockctl.lease.steps import ReadSectors, WriteSector
-from vmlockctl.ondisk.geometry import LEADER_SECTOR
 
 if TYPE_CHECKING:
     from tests.proofs.simulator.machine import Machine
@@ -108,9 +105,7 @@ class Weather:
     @staticmethod
     def _applies(kind: str, task: Task, step: Any) -> bool:
         is_write = step.__class__ is WriteSector
-        if kind == LOST:
-            return is_write and (task.machine.lossy or _is_looked_at_again(task, step))
-        if kind == ERROR_LANDED:
+        if kind in (LOST, ERROR_LANDED):
             return is_write
         if kind == KILL_COMMAND:
             return task.lane is task.machine.commands
@@ -177,13 +172,6 @@ class Weather:
             return False  # the I/O is on its way already
         clockwork.push(clockwork.now, ISSUE, task, step)
         return True
-
-
-def _is_looked_at_again(task: Task, step: WriteSector) -> bool:
-    """A write of a leader, or of a shared mark: whoever writes it reads it back before it counts."""
-    if task.machine.is_lockspace(step):
-        return False
-    return step.sector == LEADER_SECTOR or step.what.startswith(("share", "convert", "release"))
 
 
 def _unless_reset(machine: Machine, boots: int) -> Any:

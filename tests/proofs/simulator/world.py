@@ -14,14 +14,12 @@ from vmlockctl.daemon.hoststate import Membership
 from vmlockctl.lease.delta import Lockspace
 from vmlockctl.lease.resource import Resource
 from vmlockctl.lease.steps import Area
-from vmlockctl.lease.timeouts import id_renewal_seconds
 from vmlockctl.ondisk.area import resource_area
 from vmlockctl.ondisk.dblock import NO_MODE, Dblock, own_sector
 from vmlockctl.ondisk.geometry import Geometry
 from vmlockctl.ondisk.leader import Leader, new_delta
 
 SPACE = "space"
-RENEWALS_TO_NOTICE = 1.5  # a lost write shows in the next cycle; a slow one may take half of one more
 HOSTILE_HOST_ID = MAX_HOSTS  # nobody's: what is written there is not the protocol's
 
 
@@ -51,12 +49,7 @@ class World:
         self.clockwork = Clockwork(seed, settings.latencies)
         self.rng = self.clockwork.rng
         self.weather = self.clockwork.weather = Weather(self.clockwork, settings.weights)
-        self.checker = Checker(
-            self.clockwork,
-            settings.resources,
-            lossy=settings.lossy,
-            longest_overlap=RENEWALS_TO_NOTICE * id_renewal_seconds(max(settings.io_timeouts)),
-        )
+        self.checker = Checker(self.clockwork, settings.resources)
         self.counts: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.reboots = True  # a host that crashed comes back by itself
@@ -182,7 +175,9 @@ class World:
         """Somebody writes into a dblock that is nobody's: noise, absurd numbers, or plausible ones.
 
         Plausible is an owner of an earlier generation, or one that never was. A live one would be committed
-        and have the lease without knowing: whoever can write there can always deny a lease.
+        and have the lease without knowing: whoever can write there can always deny a lease. And plausible is
+        no version that is yet to come: whoever forges one, and takes it back, has some hosts believe that the
+        contested one is over while others decide it.
         """
         number = self.rng.randrange(len(self.resources))
         area = self.clockwork.areas[self.resources[number].path]
@@ -192,7 +187,7 @@ class World:
         if kind == 0:
             data = self.rng.randbytes(area.size)
         else:
-            lver = leader.lver + self.rng.randrange(4) if kind == 1 else self.rng.getrandbits(63)
+            lver = max(0, leader.lver + self.rng.randrange(-2, 2)) if kind == 1 else self.rng.getrandbits(63)
             mbal = self.rng.getrandbits(20 if kind == 1 else 63)
             owner = self.rng.randint(1, MAX_HOSTS)
             record = Leader.from_bytes(self.clockwork.areas["space"].sectors[owner - 1])
@@ -236,6 +231,7 @@ class World:
         now = self.clockwork.now
         return all(
             machine.is_live
+            and machine.daemon_runs
             and not machine.troubled
             and machine.daemon.until <= now
             and machine.commands.until <= now

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.sim.scene import NOW, NUM_HOSTS, Scene, seen_live, seen_silent
-from tests.support.memory import CRASH, CRASH_AFTER, ERROR, ERROR_LANDED, Fault, fail_at
+from tests.support.memory import CRASH, CRASH_AFTER, ERROR, ERROR_LANDED, LOST, Fault, fail_at
 from vmlockctl.errors import (
     ContentionError,
     LeaseHeld,
@@ -17,9 +17,9 @@ from vmlockctl.errors import (
     StorageError,
     WrongDblock,
 )
-from vmlockctl.lease.convert import own_mark, to_exclusive, to_shared
+from vmlockctl.lease.convert import back_to_shared, to_exclusive, to_shared
 from vmlockctl.lease.paxos import acquire
-from vmlockctl.lease.release import release, retract
+from vmlockctl.lease.release import release
 from vmlockctl.lease.resource import Held
 from vmlockctl.ondisk.dblock import Dblock, ModeBlock
 
@@ -51,7 +51,7 @@ def test_to_shared(scene: Scene) -> None:
     held = scene.acquire(1)
     ballot = scene.dblock(1)
     sharing(scene, 1, lver=1)
-    assert scene.last.sequence == "r0 r2 w2 r0 w0"
+    assert scene.last.sequence == "r0 r2 w2 r2 r0 w0"
     assert scene.dblock(1) == ballot._replace(flags=1)
     assert scene.mode(1) == MARK
     assert scene.leader().is_free
@@ -204,11 +204,11 @@ def test_failure_at_every_step(direction: str, kind: str) -> None:
         if scene.hosts[1].crashed:
             continue
         assert isinstance(task.error, StorageError)
-        scene.run(1, retract(claimant, scene.resource, mode=own_mark(claimant)))
+        scene.run(1, back_to_shared(claimant, scene.resource))
         scene.verify_area()
         assert scene.mode(1) == MARK
         assert scene.acquire(3, shared=True, observations=LIVE).shared
-    assert number == {"to shared": 6, "to exclusive": 13}[direction]
+    assert number == {"to shared": 7, "to exclusive": 13}[direction]
 
 
 def test_a_conversion_that_was_retracted_may_be_tried_again(scene: Scene) -> None:
@@ -216,7 +216,7 @@ def test_a_conversion_that_was_retracted_may_be_tried_again(scene: Scene) -> Non
     claimant = scene.claimant(1, observations=LIVE)
     with pytest.raises(StorageError):
         excluding(scene, 1, task={"faults": fail_at(9, Fault(ERROR_LANDED))})
-    scene.run(1, retract(claimant, scene.resource, mode=own_mark(claimant)))
+    scene.run(1, back_to_shared(claimant, scene.resource))
     held = excluding(scene, 1)
     assert held.leader.owner == (1, 1)
     assert scene.mode(1) == ModeBlock()
@@ -226,5 +226,39 @@ def test_a_dblock_that_was_never_used_can_carry_the_mark_back(scene: Scene) -> N
     """After sanlock blanked it (12.2-f): the mark alone is the lease."""
     scene.put_own(1, Dblock(), MARK)
     claimant = scene.claimant(1)
-    scene.run(1, retract(claimant, scene.resource, mode=own_mark(claimant)))
+    scene.run(1, back_to_shared(claimant, scene.resource))
     assert scene.mode(1) == MARK
+
+
+def test_nothing_is_settled_beside_a_lease_that_was_lost(scene: Scene) -> None:
+    """Somebody overwrote our mark, and took the lease: a new mark would be a second owner."""
+    scene.acquire(1, shared=True)
+    scene.put_own(1, Dblock(), ModeBlock())
+    scene.acquire(2, observations=LIVE)
+    before = scene.snapshot()
+    with pytest.raises(LeaseLost):
+        scene.run(1, back_to_shared(scene.claimant(1), scene.resource))
+    assert scene.snapshot() == before
+
+
+def test_a_mark_of_an_earlier_generation_settles_nothing(scene: Scene) -> None:
+    scene.acquire(1, shared=True, generation=1)
+    with pytest.raises(LeaseLost):
+        scene.run(1, back_to_shared(scene.claimant(1, generation=2), scene.resource))
+
+
+@pytest.mark.parametrize("settling", [False, True])
+def test_the_leader_is_not_freed_when_the_mark_was_lost(scene: Scene, settling: bool) -> None:
+    """Else nothing would keep the next owner from writing under whoever reads."""
+    held = scene.acquire(1)
+    claimant = scene.claimant(1)
+    procedure: Any = back_to_shared if settling else to_shared
+    lver = {} if settling else {"lver": held.leader.lver}
+    lost = fail_at(5 if settling else 3, Fault(LOST))
+    with pytest.raises(StorageError, match="lost a write"):
+        scene.run(1, procedure(claimant, scene.resource, **lver), faults=lost)
+    assert scene.last.ios[-2].kind == "w"
+    assert scene.leader() == held.leader
+    scene.run(1, back_to_shared(claimant, scene.resource))
+    assert scene.mode(1) == MARK
+    assert scene.leader().is_free

@@ -27,7 +27,7 @@ from vmlockctl.errors import (
     WrongNumHosts,
     WrongResourceName,
 )
-from vmlockctl.lease.liveness import Observation
+from vmlockctl.lease.liveness import Instance, Observation
 from vmlockctl.lease.paxos import BALLOT_RETRIES, MAX_VERSIONS_BACK, acquire
 from vmlockctl.lease.release import release
 from vmlockctl.lease.resource import Held, Resource, foreign_owner
@@ -275,6 +275,39 @@ def test_a_dead_owner(scene: Scene, n: int, silent: float, taken: bool) -> None:
     held = scene.acquire(1, observations=rows)
     assert scene.last.sequence == "r0 r0+2048 r1 r0 w2 r0+8 w2 r0+8 w0 r0"
     assert held.leader.lver == 5
+
+
+@pytest.mark.parametrize(
+    ("n", "silent", "taken"), [(1, 8, False), (1, 9, True), (10, 80, False), (10, 81, True)]
+)
+def test_an_owner_that_a_person_knows_to_be_dead(scene: Scene, n: int, silent: float, taken: bool) -> None:
+    """Strictly more than 8N, and for that very instance only."""
+    scene.put_delta(2, io_timeout=n)
+    own(scene, 2)
+    rows = {2: seen_silent(2, NOW, silent, io_timeout=n)}
+    for vouched in (Instance(2, 2), Instance(1, 1), Instance(3, 1)):
+        refused(scene, LeaseHeld, observations=rows, vouched=vouched)
+    if not taken:
+        error = refused(scene, LeaseHeld, observations=rows, vouched=Instance(2, 1))
+        assert error.details["takeover_in"] == 0
+        return
+    assert scene.acquire(1, observations=rows, vouched=Instance(2, 1)).leader.lver == 5
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {},
+        {2: seen_live(2, NOW)},
+        {2: seen_silent(2, NOW, 500, timestamp=1)},
+        {2: seen_silent(2, NOW, 500, generation=9)},
+        {2: seen_silent(2, NOW, 500, last_check=NOW - 500)},
+    ],
+    ids=["never seen", "renews", "renewed since", "another generation", "not looked at again"],
+)
+def test_no_vouch_stands_in_for_the_silence(scene: Scene, rows: dict[int, Observation]) -> None:
+    own(scene, 2)
+    refused(scene, LeaseHeld, observations=rows, vouched=Instance(2, 1))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import pytest
 
 from tests.sim.scene import NUM_HOSTS, Scene
-from tests.support.memory import ERROR, Fault, fail_at
+from tests.support.memory import ERROR, LOST, Fault, fail_at
 from vmlockctl.errors import RequestPending, StorageError, WrongRequestMagic, WrongRequestVersion
 from vmlockctl.lease.request import Asked, clear_request, hosts_asking, pending_request, request
 from vmlockctl.ondisk import bitmap
@@ -51,7 +51,7 @@ def test_the_next_version_is_requested(scene: Scene, force: bool, mode: int) -> 
     """Never a later one: a sanlock daemon that shares the lease would kill its process group (12.2-i)."""
     held = scene.acquire(1)
     assert asking(scene, force=force) == Asked(held.leader.lver + 1, mode, 1, 1)
-    assert scene.last.sequence == "r0 r1 w1"
+    assert scene.last.sequence == "r0 r1 w1 r1"
     assert record(scene) == Request(lver=2, force_mode=mode)
     assert scene.leader() == held.leader
 
@@ -135,6 +135,15 @@ def test_an_error_is_told(scene: Scene, number: int) -> None:
     with pytest.raises(StorageError):
         asking(scene, faults=fail_at(number, Fault(ERROR)))
     assert record(scene) == Request()
+
+
+def test_a_write_that_is_lost_is_told(scene: Scene) -> None:
+    scene.acquire(1)
+    with pytest.raises(StorageError, match="found a request for version 0, mode 0"):
+        asking(scene, faults=fail_at(3, Fault(LOST)))
+    asking(scene)
+    with pytest.raises(StorageError, match="found a request for version 2, mode 2"):
+        scene.run(2, clear_request(scene.claimant(2), scene.resource), faults=fail_at(3, Fault(LOST)))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from tests.sim.scene import NOW, NUM_HOSTS, Scene, seen_live, seen_silent
 from tests.support.memory import ERROR, ERROR_LANDED, LOST, Fault, Host, fail_at
 from vmlockctl.errors import LeaseHeld, RaceLost, SharedLeaseHeld, StorageError, WrongDblock
+from vmlockctl.lease.liveness import Instance
 from vmlockctl.lease.paxos import acquire
 from vmlockctl.lease.release import release, retract
 from vmlockctl.lease.resource import Held
@@ -136,6 +137,26 @@ def test_a_silent_shared_holder_is_respected_until_it_is_certainly_dead(scene: S
     sharing(scene, 2)
     with pytest.raises(SharedLeaseHeld):
         scene.acquire(1, observations={2: seen_silent(2, NOW, 68)})
+    assert scene.mode(2).is_shared
+
+
+@pytest.mark.parametrize(
+    ("silent", "vouched", "taken"),
+    [(9, (2, 1), True), (8, (2, 1), False), (9, (2, 2), False), (9, (3, 1), False)],
+)
+def test_a_shared_holder_that_a_person_knows_to_be_dead(
+    scene: Scene, silent: float, vouched: tuple[int, int], taken: bool
+) -> None:
+    sharing(scene, 2)
+    scene.may_clear.add(2)
+    terms: dict[str, Any] = {
+        "observations": {2: seen_silent(2, NOW, silent)}, "vouched": Instance(*vouched)
+    }  # fmt: skip
+    if taken:
+        assert scene.acquire(1, **terms).leader.owner == (1, 1)
+        return
+    with pytest.raises(SharedLeaseHeld):
+        scene.acquire(1, **terms)
     assert scene.mode(2).is_shared
 
 

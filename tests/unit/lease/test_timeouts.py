@@ -27,6 +27,8 @@ def test_the_table(n: int, renewal: int, warning: int, failure: int, dead: int, 
     assert timeouts.read_timeout_seconds(n) == n
     assert timeouts.write_timeout_seconds(n) == n
     assert timeouts.renewal_write_timeout_seconds(n) == dead
+    assert timeouts.set_bitmap_seconds(n) == warning
+    assert timeouts.bit_stands_seconds(n) == failure
 
 
 def test_a_failed_renewal_is_tried_again_soon() -> None:
