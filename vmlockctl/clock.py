@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 
+_RFC3339 = "%Y-%m-%dT%H:%M:%SZ"
+
 
 def monotonic_seconds() -> int:
     """Whole CLOCK_MONOTONIC seconds as they are written to disk; never 0, which means free there."""
@@ -37,4 +39,11 @@ def sleep(seconds: float) -> None:
 
 def rfc3339(epoch_seconds: float) -> str:
     """``2026-11-23T20:09:00Z``."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch_seconds))
+    return time.strftime(_RFC3339, time.gmtime(epoch_seconds))
+
+
+def parse_rfc3339(text: str) -> float:
+    """Seconds since the epoch, of a time as ``rfc3339`` writes it. Raises ``ValueError``."""
+    import calendar
+
+    return float(calendar.timegm(time.strptime(text, _RFC3339)))

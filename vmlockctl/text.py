@@ -23,6 +23,8 @@ _HIDDEN = (
     (0xE0000, 0xE007F),
 )
 
+_PLAIN = dict.fromkeys(map(ord, "@%+=:,./-_"), "a")  # of no meaning to a shell
+
 
 def _is_hidden(number: int) -> bool:
     return any(first <= number <= last for first, last in _HIDDEN)
@@ -45,6 +47,13 @@ def safe(text: str) -> str:
 def decode_name(raw: bytes) -> str:
     """A NUL-padded on-disk name as text; undecodable bytes survive as surrogates."""
     return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def shell_word(text: str) -> str:
+    """``text`` as one word of a shell command; ``shlex.quote`` without what that module loads."""
+    if text and text.isascii() and text.translate(_PLAIN).isalnum():
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def format_seconds(seconds: float) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import vmlockctl
 from tests.bench.commands import measure_acquire, measure_dump
 from tests.bench.daemon import measure_daemon
+from tests.bench.explain import measure_explain
 from tests.bench.harness import CannotMeasure, Figure
 
 VERDICTS = {True: "met", False: "MISSED", None: ""}
@@ -35,11 +36,14 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=20, help="the median of so many (%(default)s)")
     parser.add_argument("--rest", type=int, default=60, help="seconds to watch the daemon (%(default)s)")
-    parser.add_argument("only", nargs="*", metavar="MEASURE", help="acquire, dump, daemon; default: all")
+    parser.add_argument(
+        "only", nargs="*", metavar="MEASURE", help="acquire, dump, daemon, explain; default: all"
+    )
     arguments = parser.parse_args()
     measures: dict[str, Callable[[Path], list[Figure]]] = {
         "acquire": partial(measure_acquire, rounds=arguments.rounds),
         "dump": partial(measure_dump, rounds=arguments.rounds),
+        "explain": partial(measure_explain, rounds=arguments.rounds),
         "daemon": partial(measure_daemon, rest_seconds=arguments.rest),
     }
     if unknown := set(arguments.only) - set(measures):

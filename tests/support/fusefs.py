@@ -24,7 +24,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -39,14 +39,14 @@ DATA_OPERATIONS = (
 class FaultyMount:
     """The mount as a test sees it."""
 
-    def __init__(self, backing: Path, mountpoint: Path, control: Path) -> None:
-        self.backing, self.path, self._control = backing, mountpoint, control
+    def __init__(self, backing: Path, mountpoint: Path, control: Path, *, kind: Sequence[str] = ()) -> None:
+        self.backing, self.path, self._control, self._kind = backing, mountpoint, control, kind
         self.start()
 
     def start(self) -> None:
         """Mount and serve."""
         self._server = programs.Child(
-            [sys.executable, str(SERVER), str(self.backing), str(self.path), str(self._control)]
+            [sys.executable, str(SERVER), str(self.backing), str(self.path), str(self._control), *self._kind]
         )
 
         def mounted() -> bool:
@@ -103,12 +103,12 @@ class FaultyMount:
 
 
 @contextlib.contextmanager
-def faulty_mount(directory: Path) -> Iterator[FaultyMount]:
-    """Mount ``directory/mnt`` over ``directory/backing``."""
+def faulty_mount(directory: Path, *, kind: Sequence[str] = ()) -> Iterator[FaultyMount]:
+    """Mount ``directory/mnt`` over ``directory/backing``; of the kind "keeps-locks", no lock ends there."""
     backing, mountpoint = directory / "backing", directory / "mnt"
     backing.mkdir()
     mountpoint.mkdir()
-    mount = FaultyMount(backing, mountpoint, directory / "control")
+    mount = FaultyMount(backing, mountpoint, directory / "control", kind=kind)
     try:
         yield mount
     finally:

@@ -1,4 +1,4 @@
-"""The serving process of ``fusefs.py``: BACKING MOUNTPOINT CONTROL.
+"""The serving process of ``fusefs.py``: BACKING MOUNTPOINT CONTROL [keeps-locks].
 
 Files are opened with FOPEN_DIRECT_IO, so O_DIRECT works and no page cache hides a fault.
 """
@@ -6,7 +6,9 @@ Files are opened with FOPEN_DIRECT_IO, so O_DIRECT works and no page cache hides
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -220,14 +222,38 @@ class Passthrough(Operations):  # type: ignore[misc]  # mfusepy has no types
         return {name: getattr(found, name) for name in dir(found) if name.startswith("f_")}
 
 
-def serve(backing: str, mountpoint: str, control: str) -> None:
+class Flock(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_short), ("whence", ctypes.c_short), ("start", ctypes.c_int64),
+                ("length", ctypes.c_int64), ("pid", ctypes.c_int)]  # fmt: skip
+
+
+class KeepsLocks(Passthrough):
+    """Grants every lock and lets go of none, as a file system does that misses the end of its holder."""
+
+    def __init__(self, backing: str, faults: Faults) -> None:
+        super().__init__(backing, faults)
+        self._kept: list[tuple[str, int, int]] = []  # path, first byte, length
+
+    def lock(self, path: str, fh: Any, command: int, pointer: Any) -> int:
+        asked = ctypes.cast(pointer, ctypes.POINTER(Flock)).contents
+        if command != fcntl.F_GETLK:
+            if asked.type != fcntl.F_UNLCK:
+                self._kept.append((path, asked.start, asked.length))
+            return 0
+        kept = [lock for lock in self._kept if lock[0] == path and lock[1] <= asked.start < lock[1] + lock[2]]
+        asked.type = fcntl.F_RDLCK if kept and asked.type == fcntl.F_WRLCK else fcntl.F_UNLCK
+        return 0
+
+
+def serve(backing: str, mountpoint: str, control: str, kind: str = "") -> None:
     """Mount and answer the kernel until unmounted or killed."""
     faults = Faults(backing)
     threading.Thread(target=serve_control, args=(control, faults), daemon=True).start()
     # Nothing is remembered by the kernel: what the other side of the backing directory does is seen at once.
     # A file has the inode number that it has there, also after a new mount.
+    operations = KeepsLocks if kind == "keeps-locks" else Passthrough
     FUSE(
-        Passthrough(backing, faults), mountpoint, raw_fi=True, foreground=True, attr_timeout=0,
+        operations(backing, faults), mountpoint, raw_fi=True, foreground=True, attr_timeout=0,
         entry_timeout=0, fsname="faulty", use_ino=True,
     )  # fmt: skip
 

@@ -128,13 +128,14 @@ class Child:
         command: Sequence[str],
         *,
         environment: Optional[Mapping[str, str]] = None,
+        stdin: Union[int, IO[bytes]] = subprocess.DEVNULL,
         stdout: Union[int, IO[bytes]] = subprocess.DEVNULL,
         stderr: Union[int, IO[bytes]] = subprocess.DEVNULL,
         cwd: Optional[Path] = None,
     ) -> None:
         self.ended_at: Optional[float] = None
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment, cwd=cwd,
+            command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=cwd,
             start_new_session=True,
         )  # fmt: skip
         self._reaper = threading.Thread(target=self._reap, daemon=True)

@@ -53,7 +53,7 @@ class Qemu:
     """A QEMU that a test started; ``pid`` is the process that was started, which must become QEMU."""
 
     def __init__(self, child: Child, qmp_path: Path, log_path: Path) -> None:
-        self._child, self._qmp_path, self._log_path = child, qmp_path, log_path
+        self._child, self.qmp_path, self._log_path = child, qmp_path, log_path
 
     @property
     def pid(self) -> int:
@@ -92,7 +92,7 @@ class Qemu:
         """Run one QMP command on a connection of its own."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
-            connection.connect(str(self._qmp_path))
+            connection.connect(str(self.qmp_path))
             with connection.makefile("rw") as stream:
                 stream.readline()  # the greeting
                 for execute, given in (("qmp_capabilities", {}), (command, arguments)):

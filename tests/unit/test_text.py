@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
-from vmlockctl.text import decode_name, format_seconds, safe
+from vmlockctl.text import decode_name, format_seconds, safe, shell_word
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,11 @@ def test_decode_name() -> None:
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "/a-b/c.img", "a b", "it's", "$x", "ä", "a\nb", "-x", "a=b", "*", "~"]
+)
+def test_a_word_of_a_shell(text: str) -> None:
+    assert shlex.split(shell_word(text)) == [text]
+    assert shell_word(text) == shlex.quote(text)

@@ -20,7 +20,6 @@ LAZY = {
     "request": "Ask the owner of a disk's lease to let it go.",
     "status": "Hosts, leases, and the VMs behind them.",
     "dump-leases": "Every record of a lease area, decoded.",
-    "explain": "Why a disk is in use and what to do; or what an error means.",
     "check-orphans": "Leases without a process, processes without a lease.",
     "selftest": "Test the locking on your own storage.",
 }
@@ -72,6 +71,7 @@ def _decorator(option: params.Option, **more: Any) -> Callable[[Callable[..., An
         params.TEXT: {"type": str},
         params.INTEGER: {"type": int},
         params.SECONDS: {"type": float, "is_flag": False, "flag_value": float("inf")},
+        params.NUMBER: {"type": click.FloatRange(0), "default": option.default},
         params.MANY: {"type": str, "multiple": True},
     }
     return click.option(
@@ -88,6 +88,8 @@ def _from_table(table: params.Command) -> click.Command:
     settings: dict[str, Any] = dict(CONTEXT_SETTINGS)
     if table.rest_is_command:
         settings["allow_interspersed_args"] = False
+    if table.any_words:
+        settings["ignore_unknown_options"] = True
 
     @click.pass_context
     def callback(ctx: click.Context, /, words: tuple[str, ...] = (), **values: Any) -> int:
@@ -100,7 +102,8 @@ def _from_table(table: params.Command) -> click.Command:
         )(function)
     for option in reversed(table.options):
         function = _decorator(option)(function)
-    return click.command(table.name, help=table.help, context_settings=settings)(common_options(function))
+    text = "\n\n".join(filter(None, (table.help, table.more_help)))
+    return click.command(table.name, help=text, context_settings=settings)(common_options(function))
 
 
 @click.group(cls=Group, context_settings=CONTEXT_SETTINGS, no_args_is_help=False)

@@ -1,170 +1,20 @@
-"""``vmlockctl explain``. Next: ``ops/explain.py`` and ``ops/explain_error.py``."""
+"""``vmlockctl explain``. Next: ``cli/explanations.py``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from vmlockctl.ops.explain_search import begin_search
 
-import click
-
-from vmlockctl import clock
-from vmlockctl.cli.app import CONTEXT_SETTINGS, common_options, context_of
-from vmlockctl.cli.output import columns, print_json
-from vmlockctl.errors import EXIT_BUSY, EXIT_DATA, EXIT_NO_SUCH, EXIT_OK, NoSuchDisk
-from vmlockctl.ops.explain import explain_disk, find_disks, look_around
-from vmlockctl.ops.explain_error import Explained, commands_of, explain_error
-from vmlockctl.ops.explanation import BUSY, UNKNOWN, Explanation
-from vmlockctl.ops.session import open_session
-from vmlockctl.text import safe
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from typing import Any
 
     from vmlockctl.cli.params import Context
 
-_WATCH_SECONDS = 1.0
-# A number such as -243 is a word here, not an option.
-_SETTINGS = {**CONTEXT_SETTINGS, "ignore_unknown_options": True}
 
+def execute(context: Context, values: dict[str, Any], words: list[str]) -> int:
+    text = " ".join(words)
+    search = begin_search(text)
+    # While it is at work, the rest of the program is loaded, and the lockspace is read.
+    from vmlockctl.cli.explanations import explain
 
-@click.command("explain", context_settings=_SETTINGS)
-@click.argument("what", nargs=-1, required=True, metavar="DISK|ERROR", type=click.UNPROCESSED)
-@click.option(
-    "--observe", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Watch the hosts so long."
-)
-@click.option("--watch", is_flag=True, help="Look again every second, until the disk is free.")
-@common_options
-@click.pass_context
-def command(ctx: click.Context, what: tuple[str, ...], observe: float, watch: bool) -> int:  # noqa: FBT001
-    """Why a disk is in use, and what to do; or what an error means.
-
-    DISK is any name of it: an image, an overlay, a device, a lease file, the name of a VM, a process id.
-    ERROR is a number, a name, or a line of sanlock, libvirt, QEMU or vmlockctl.
-    """
-    context = context_of(ctx)
-    session = open_session(run_dir=context.run_dir, lockspace=context.lockspace)
-    text = " ".join(what)
-    while True:
-        world = look_around(session, observe_seconds=observe)
-        disks = find_disks(world, text)
-        if not disks:
-            return _explain_error(context, text)
-        answers = [explain_disk(world, disk) for disk in disks]
-        if watch:
-            click.clear()
-        _show(context, answers)
-        if not watch or not any(answer.verdict == BUSY for answer in answers):
-            return max(map(_exit_code, answers))
-        clock.sleep(_WATCH_SECONDS)
-
-
-def _exit_code(answer: Explanation) -> int:
-    if answer.damaged:
-        return EXIT_DATA
-    return {BUSY: EXIT_BUSY, UNKNOWN: EXIT_NO_SUCH}.get(answer.verdict, EXIT_OK)
-
-
-# -- a disk ------------------------------------------------------------------------------------------
-
-
-def _show(context: Context, answers: Sequence[Explanation]) -> None:
-    if context.json:
-        objects = [_as_json(answer) for answer in answers]
-        print_json(objects[0] if len(objects) == 1 else {**objects[0], "disks": objects})
-        return
-    for number, answer in enumerate(answers):
-        if number:
-            print()
-        for line in _lines(answer):
-            print(line)
-
-
-def _lines(answer: Explanation) -> Iterator[str]:
-    """The verdict first, then the evidence, then the advice."""
-    yield answer.summary
-    if answer.holders:
-        yield ""
-        yield from columns([(holder.layer, holder.text) for holder in answer.holders])
-    if answer.facts:
-        yield ""
-        yield from columns(answer.facts)
-    for text in answer.unseen:
-        yield f"not seen: {safe(text)}"
-    if answer.advice:
-        yield ""
-        yield "what to do:"
-    for number, step in enumerate(answer.advice, start=1):
-        yield f"  {number}. {safe(step.text)}" + (f" ({safe(step.why)})" if step.why else "")
-        if step.command:
-            yield f"       {safe(step.command)}"
-    for text in answer.dont:
-        yield f"  {safe(text)}"
-
-
-def _as_json(answer: Explanation) -> dict[str, Any]:
-    """The keys of the design first; more stand beside them."""
-    return {
-        "disk": answer.disk,
-        "resource": answer.resource,
-        "verdict": answer.verdict,
-        "holders": [holder._asdict() for holder in answer.holders],
-        "free_in": answer.free_in,
-        "advice": [step._asdict() for step in answer.advice],
-        "dont": answer.dont,
-        "summary": answer.summary,
-        "names": list(answer.names),
-        "facts": [{"name": name, "value": value} for name, value in answer.facts],
-        "unseen": answer.unseen,
-        "damaged": answer.damaged,
-    }
-
-
-# -- an error ----------------------------------------------------------------------------------------
-
-
-def _explain_error(context: Context, text: str) -> int:
-    found = explain_error(text)
-    if not found:
-        raise NoSuchDisk(
-            f"{safe(text)!r} is no disk, no VM, no process that uses one, and no error that is known",
-            hint="name a path, or paste the whole line",
-            details={"text": text},
-        )
-    if context.json:
-        print_json({"text": text, "errors": [_error_json(explained) for explained in found]})
-        return EXIT_OK
-    for number, explained in enumerate(found):
-        if number:
-            print()
-        for line in _error_lines(explained):
-            print(line)
-    return EXIT_OK
-
-
-def _error_lines(explained: Explained) -> Iterator[str]:
-    message = explained.message
-    numbers = ", ".join(str(number) for number in message.numbers)
-    yield (
-        f"{message.name}" + (f" ({numbers})" if numbers else "") + f", of {message.layer}: {message.meaning}"
-    )
-    look, do, dont = commands_of(explained)
-    for heading, texts in (("usual causes", message.causes), ("look at", look), ("do", do)):
-        if texts:
-            yield f"{heading}:"
-        yield from (f"  {number}. {safe(text)}" for number, text in enumerate(texts, start=1))
-    yield from (f"  {safe(text)}" for text in dont)
-
-
-def _error_json(explained: Explained) -> dict[str, Any]:
-    message = explained.message
-    look, do, dont = commands_of(explained)
-    return {
-        "name": message.name,
-        "layer": message.layer,
-        "numbers": list(message.numbers),
-        "meaning": message.meaning,
-        "causes": list(message.causes),
-        "look": list(look),
-        "do": list(do),
-        "dont": list(dont),
-        "disk": explained.disk,
-    }
+    return explain(context, text, search, observe=values["observe"], watch=values["watch"])

@@ -16,6 +16,7 @@ FLAG = "flag"
 TEXT = "text"
 INTEGER = "integer"
 SECONDS = "seconds"  # --wait[=SECONDS]
+NUMBER = "number"  # not negative
 MANY = "many"  # repeatable text
 
 
@@ -28,7 +29,7 @@ class Option(NamedTuple):
 
     @property
     def default(self) -> Any:
-        return {FLAG: False, MANY: ()}.get(self.kind)
+        return {FLAG: False, MANY: (), NUMBER: 0.0}.get(self.kind)
 
 
 class Command(NamedTuple):
@@ -40,6 +41,8 @@ class Command(NamedTuple):
     words: str  # metavar of the positional arguments; "" = none
     words_required: bool = False
     rest_is_command: bool = False
+    any_words: bool = False  # what looks like an option and is none is a word
+    more_help: str = ""
 
     @property
     def module(self) -> str:
@@ -143,7 +146,20 @@ DAEMON = Command(
     (Option(("--background",), "background", FLAG, "Log to syslog, not to stderr."),),
     "",
 )
-COMMANDS = {command.name: command for command in (ACQUIRE, RELEASE, RUN, DAEMON)}
+EXPLAIN = Command(
+    "explain",
+    "Why a disk is in use, and what to do; or what an error means.",
+    (
+        Option(("--observe",), "observe", NUMBER, "Watch the hosts so long.", "SECONDS"),
+        Option(("--watch",), "watch", FLAG, "Look again every second, until the disk is free."),
+    ),
+    "DISK|ERROR",
+    words_required=True,
+    any_words=True,  # an error such as -243
+    more_help="DISK is any name of it: an image, an overlay, a device, a lease file, the name of a VM, "
+    "a process id. ERROR is a number, a name, or a line of sanlock, libvirt, QEMU or vmlockctl.",
+)
+COMMANDS = {command.name: command for command in (ACQUIRE, RELEASE, RUN, DAEMON, EXPLAIN)}
 
 
 class Invocation(NamedTuple):
@@ -217,6 +233,11 @@ def _read_option(
         if not text.isdecimal():
             return None
         values[option.dest] = int(text)
+    elif option.kind == NUMBER:
+        number = _seconds(text)
+        if number is None:
+            return None
+        values[option.dest] = number
     elif option.kind == MANY:
         values[option.dest] = (*values.get(option.dest, ()), text)
     else:

@@ -1,24 +1,27 @@
 """The domains that libvirt knows, read from its own files: they answer when libvirtd does not.
 
 A defined domain is ``/etc/libvirt/qemu/NAME.xml``; a running one, with its pid, state and reason, is
-``/run/libvirt/qemu/NAME.xml`` (libvirt-and-qemu.md section 7). A QEMU that libvirt started and whose status
-file is gone is forgotten: libvirt lists its domain as shut off.
+``/run/libvirt/qemu/NAME.xml`` (libvirt-and-qemu.md section 7). A user's own libvirtd has both below the XDG
+directories of the user. A QEMU that libvirt started and whose status file is gone is forgotten: libvirt lists
+its domain as shut off.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 
 from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Optional
     from xml.etree.ElementTree import Element
 
 DEFINED_DIR = "/etc/libvirt/qemu"
 RUNNING_DIR = "/run/libvirt/qemu"
+_USERS_RUNTIME_DIR = "/run/user"
 _MAX_XML_BYTES = 8 << 20  # far beyond any domain
 
 
@@ -40,17 +43,75 @@ class Domain(NamedTuple):
     disks: tuple[DomainDisk, ...]
     backing: tuple[str, ...]  # images below the disks, as far as libvirt wrote them down
     source: str  # the file that says so
+    uid: int = 0  # whose file it is
 
     @property
     def is_running(self) -> bool:
         return self.pid != 0
 
+    @property
+    def is_paused(self) -> bool:
+        return self.state == "paused"
+
+    @property
+    def is_of_a_user(self) -> bool:
+        """Whether a user's own libvirtd has it: virsh must be told to ask that one."""
+        return os.path.dirname(self.source) not in (DEFINED_DIR, RUNNING_DIR)
+
 
 def domains(*, defined_dir: str = DEFINED_DIR, running_dir: str = RUNNING_DIR) -> list[Domain]:
-    """Every domain, the running ones as they run, and the others as they are defined."""
-    running = {domain.name: domain for domain in _read_directory(running_dir)}
-    defined = [domain for domain in _read_directory(defined_dir) if domain.name not in running]
-    return [*running.values(), *defined]
+    """Every domain, the running ones as they run, and the others as they are defined.
+
+    Those of the machine, and of the users' own libvirtds as far as we may look there.
+    """
+    running = {_key(domain): domain for domain in _read_directory(running_dir)}
+    defined = {_key(domain): domain for domain in _read_directory(defined_dir)}
+    for directory in _user_running_dirs():
+        running.update(
+            (_key(domain), domain) for domain in _read_directory(directory) if _is_believed(domain)
+        )
+    defined.update((_key(domain), domain) for domain in _read_directory(_user_defined_dir()))
+    return [*running.values(), *(domain for key, domain in defined.items() if key not in running)]
+
+
+def _key(domain: Domain) -> str:
+    return domain.uuid or domain.name
+
+
+def _user_defined_dir() -> str:
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(config, "libvirt", "qemu")
+
+
+def _user_running_dirs() -> list[str]:
+    """Ours, and for root everybody's."""
+    runtime = [os.environ.get("XDG_RUNTIME_DIR") or ""]
+    try:
+        runtime += [os.path.join(_USERS_RUNTIME_DIR, uid) for uid in sorted(os.listdir(_USERS_RUNTIME_DIR))]
+    except OSError:
+        pass
+    return [os.path.join(each, "libvirt", "qemu", "run") for each in dict.fromkeys(filter(None, runtime))]
+
+
+def _is_believed(domain: Domain) -> bool:
+    """Whether the process is of the user whose file names it: a user can write anything there."""
+    try:
+        return domain.uid == os.stat(f"/proc/{domain.pid}").st_uid
+    except OSError:
+        return False
+
+
+def unreadable_records(directories: Sequence[str] = (DEFINED_DIR, RUNNING_DIR)) -> list[str]:
+    """The directories of libvirt's records that are there and may hold domains that we cannot see."""
+    found = []
+    for directory in directories:
+        try:
+            os.listdir(directory)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            found.append(f"{directory}: {error.strerror}")
+    return found
 
 
 def _read_directory(directory: str) -> Iterator[Domain]:
@@ -69,9 +130,8 @@ def read_domain(path: str) -> Optional[Domain]:
     from xml.etree import ElementTree as ET  # 12 ms to load, and only diagnosis needs it
 
     try:
-        if os.stat(path).st_size > _MAX_XML_BYTES:
-            return None
-        root = ET.parse(path).getroot()  # noqa: S314 - libvirt's own files, writable by root only
+        content, uid = _read_regular(path)
+        root = ET.fromstring(content)  # noqa: S314 - expat itself bounds what entities grow to
     except (OSError, ET.ParseError):
         return None
     domain = root if root.tag == "domain" else root.find("domain")
@@ -87,7 +147,15 @@ def read_domain(path: str) -> Optional[Domain]:
         disks=tuple(_disks(domain)),
         backing=tuple(_backing(domain)),
         source=path,
+        uid=uid,
     )
+
+
+def _read_regular(path: str) -> tuple[bytes, int]:
+    """A file of at most ``_MAX_XML_BYTES``, and its owner; a user may have put anything there."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        return (file.read(_MAX_XML_BYTES) if stat.S_ISREG(found.st_mode) else b""), found.st_uid
 
 
 def _number(text: Optional[str]) -> int:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import stat
 
+from vmlockctl.fastjson import dumps, loads
 from vmlockctl.host.process import live_threads, parse_stat, read_proc, read_stat
 from vmlockctl.records import NamedTuple
 
@@ -52,6 +53,7 @@ _ACCESS_MODE = os.O_WRONLY | os.O_RDWR
 _WRITING_MODES = (os.O_WRONLY, os.O_RDWR)
 _LINKS_OF_ONE_THREAD = 3  # "." and ".." and the thread
 _ROUNDS = 3
+_CHUNK = 16  # processes that are looked into at a time, where two share the work
 
 
 class Identity(NamedTuple):
@@ -93,16 +95,59 @@ def find_openers(
     to its child.
     """
     scan = _Scan(identities, proc)
-    seen: set[str] = set()
-    for _ in range(_ROUNDS):
-        pids = [name for name in os.listdir(proc) if name.isdecimal() and name not in seen]
-        if not pids:
-            break
-        seen.update(pids)
-        for name in pids:
-            if int(name) not in skip:
-                scan.look_into(name)
+    scan.look_into_all(set(), skip)
     return OpenersFound(scan.openers, scan.unreadable)
+
+
+class Search:
+    """``find_openers`` for one disk: a forked process begins at once, and the caller helps it when it can.
+
+    For callers that have started no thread yet. Neither of the two processes is found.
+    """
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self._scan = _Scan([identity], "/proc")
+        self._pids = [name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
+        count = min(len(self._pids) // _CHUNK + 1, 255)
+        self._chunks = [self._pids[number::count] for number in range(count)]
+        # Whoever is free takes the next byte, which is the number of a chunk.
+        self._queue, filler = os.pipe()
+        os.write(filler, bytes(range(count)))
+        os.close(filler)
+        self._answer, theirs = os.pipe()
+        self._helper = os.fork()
+        if self._helper == 0:
+            try:
+                self._take_part()
+                found = [[*opener] for opener in self._scan.openers.get(identity, [])]
+                with open(theirs, "wb") as file:
+                    file.write(dumps([self._scan.unreadable, found]).encode())
+            finally:
+                os._exit(0)
+        os.close(theirs)
+
+    def _take_part(self) -> None:
+        while number := os.read(self._queue, 1):
+            for name in self._chunks[number[0]]:
+                self._scan.look_into(name)
+
+    def result(self) -> OpenersFound:
+        """Everything that is found; to be asked once. Where the helper does not tell, we look ourselves."""
+        self._take_part()
+        os.close(self._queue)
+        with open(self._answer, "rb") as file:
+            content = file.read()
+        os.waitpid(self._helper, 0)
+        try:
+            unreadable, found = loads(content.decode())
+        except ValueError:
+            return find_openers([self.identity], skip={os.getpid()})
+        scan = self._scan
+        scan.unreadable += unreadable
+        scan.openers.setdefault(self.identity, []).extend(Opener(*opener) for opener in found)
+        scan.look_into_all(set(self._pids), {os.getpid(), self._helper})
+        return OpenersFound({self.identity: sorted(scan.openers[self.identity])}, scan.unreadable)
 
 
 def has_writer(path: str) -> Optional[bool]:
@@ -143,6 +188,17 @@ class _Scan:
         self._mounts: dict[bytes, int] = {}
         self._mounts_read: set[str] = set()
 
+    def look_into_all(self, seen: set[str], skip: Container[int]) -> None:
+        """Look into every process, and into those that were started meanwhile; not those ``seen`` before."""
+        for _ in range(_ROUNDS):
+            pids = [name for name in os.listdir(self._proc) if name.isdecimal() and name not in seen]
+            if not pids:
+                break
+            seen.update(pids)
+            for name in pids:
+                if int(name) not in skip:
+                    self.look_into(name)
+
     def look_into(self, pid: str) -> None:
         """Note what this process has open; one that vanishes meanwhile has nothing open."""
         try:
@@ -179,12 +235,10 @@ class _Scan:
     def _disks_in(self, directory: str, names: list[str]) -> dict[Identity, bool]:
         found: dict[Identity, bool] = {}
         links = f"{directory}/fd/"
-        readlink = os.readlink
-        for name in names:
+        for name, target in _targets(links, names):
+            if target[0] != "/" or target.startswith(_NEVER_A_DISK):
+                continue
             try:
-                target = readlink(links + name)
-                if target[0] != "/" or target.startswith(_NEVER_A_DISK):
-                    continue
                 opened = self._opened_disk(directory, name, target)
             except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
                 continue
@@ -242,6 +296,21 @@ class _Scan:
         except PermissionError:
             return True
         return about is not None and not about.is_kernel_thread and not about.is_zombie
+
+
+def _targets(links: str, names: list[str]) -> list[tuple[str, str]]:
+    """What each link says, without those that are gone meanwhile."""
+    try:
+        return list(zip(names, map(os.readlink, [links + name for name in names])))
+    except (FileNotFoundError, ProcessLookupError):
+        return [(name, target) for name in names for target in _target(links + name)]
+
+
+def _target(link: str) -> list[str]:
+    try:
+        return [os.readlink(link)]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def _read_start(path: str) -> bytes:

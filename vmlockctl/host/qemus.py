@@ -6,7 +6,7 @@ import os
 
 from vmlockctl.errors import UsageError
 from vmlockctl.host.process import cmdline
-from vmlockctl.host.qemu import QemuDisk, find_disks, is_qemu, vm_name
+from vmlockctl.host.qemu import QemuDisk, find_disks, is_qemu, vm_name, vm_uuid
 from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -18,6 +18,7 @@ class RunningQemu(NamedTuple):
     pid: int
     name: str  # of the guest; "" where it has none
     disks: list[QemuDisk]  # with absolute paths
+    uuid: str = ""
 
 
 def running_qemus() -> Iterator[RunningQemu]:
@@ -31,4 +32,4 @@ def running_qemus() -> Iterator[RunningQemu]:
             disks = [disk._replace(path=os.path.join(directory, disk.path)) for disk in find_disks(argv)]
         except (OSError, UsageError):
             continue  # gone meanwhile, or not ours to look at
-        yield RunningQemu(pid, vm_name(argv) or "", disks)
+        yield RunningQemu(pid, vm_name(argv) or "", disks, vm_uuid(argv) or "")

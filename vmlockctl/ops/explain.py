@@ -3,28 +3,30 @@
 It looks at every layer that can say no, and writes nothing: the leases of all names of the disk, the byte
 locks of QEMU and virtlockd, whoever has it open, what the kernel holds, libvirt's domains, and the image
 itself. "Free" is said only where everything could be looked at.
+
+``explain_world`` is what is looked at once, ``explain_local`` and ``explain_locks`` this machine,
+``explain_facts`` the image, ``explain_advice`` what to do.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 
-from vmlockctl.daemon.claims import Claim
-from vmlockctl.errors import NoSuchDisk, NotJoined, VmlockctlError
+from vmlockctl import clock
+from vmlockctl.errors import NoSuchDisk
 from vmlockctl.host.images import Chain, backing_chain
-from vmlockctl.host.libvirt import Domain, domains
-from vmlockctl.host.openers import Identity
-from vmlockctl.host.process import comm, exists
-from vmlockctl.lease.liveness import DEAD
+from vmlockctl.host.openers import Search
+from vmlockctl.host.process import comm
+from vmlockctl.lease.liveness import DEAD, LIVE, UNKNOWN
 from vmlockctl.ops.disknames import DiskNames
 from vmlockctl.ops.explain_advice import advise, summarise
-from vmlockctl.ops.explain_local import local_use
+from vmlockctl.ops.explain_disk import Disk, look_at
+from vmlockctl.ops.explain_facts import facts_of
+from vmlockctl.ops.explain_local import LocalUse, local_use
 from vmlockctl.ops.explain_target import disks_meant
-from vmlockctl.ops.explanation import BUSY, FREE, LEASE, STALE, UNKNOWN, Explanation, Holder
-from vmlockctl.ops.session import Session
-from vmlockctl.ops.status import SHARED, Lease, Status, status
-from vmlockctl.records import NamedTuple
+from vmlockctl.ops.explain_world import World
+from vmlockctl.ops.explanation import BUSY, FREE, LEASE, NOBODY_KNOWS, STALE, Explanation, Holder
+from vmlockctl.ops.status import SHARED, Lease
 from vmlockctl.specs import resource_name
 from vmlockctl.text import format_seconds, safe
 
@@ -32,34 +34,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Optional
-
-
-class World(NamedTuple):
-    """What is looked at once for all disks of one call."""
-
-    seen: Optional[Status]
-    problem: str  # why there is no status
-    domains: list[Domain]
-
-    @property
-    def claims(self) -> list[Claim]:
-        return self.seen.claims if self.seen is not None else []
-
-    @property
-    def leases(self) -> list[Lease]:
-        return self.seen.leases if self.seen is not None else []
-
-
-def look_around(session: Session, *, observe_seconds: float = 0.0) -> World:
-    """The leases and hosts of the lockspace, and libvirt's domains; what fails is told in the answer."""
-    try:
-        seen: Optional[Status] = status(session, observe_seconds=observe_seconds)
-        problem = ""
-    except NotJoined:
-        seen, problem = None, ""  # there is no lockspace to look at: no lease protects anything here
-    except VmlockctlError as error:
-        seen, problem = None, error.message
-    return World(seen, problem, domains())
 
 
 def find_disks(world: World, text: str) -> list[str]:
@@ -76,49 +50,51 @@ def _disk_of_lease(world: World, path: str) -> Optional[str]:
     return known
 
 
-def explain_disk(world: World, disk: str) -> Explanation:
-    """Everything about one disk. Raises ``NoSuchDisk`` where there is neither a disk nor a lease of it."""
-    try:
-        found: Optional[os.stat_result] = os.stat(disk)
-    except OSError as error:
-        found, missing = None, error.strerror or "not there"
-    identity = Identity.of_stat(found) if found is not None else None
-    names = tuple(dict.fromkeys((disk, os.path.realpath(disk))))
-    leases = _leases_of(world, names, identity)
-    if found is None and not leases:
-        raise NoSuchDisk(f"{safe(disk)}: no such disk, and no lease of it: {missing}", details={"disk": disk})
+def explain_disk(world: World, path: str, search: Optional[Search] = None) -> Explanation:
+    """Everything about one disk. Raises ``NoSuchDisk`` where there is neither a disk nor a lease of it.
+
+    ``search``: for its openers, if one was begun.
+    """
+    disk = look_at(path)
+    leases = _leases_of(world, disk)
+    if disk.found is None and not leases:
+        raise NoSuchDisk(
+            f"{safe(path)}: no such disk, and no lease of it: {disk.missing}", details={"disk": path}
+        )
     holders = [holder for lease in leases for holder in _lease_holders(lease, world)]
-    unseen = [f"leases: {world.problem}"] if world.problem else []
-    if identity is not None and found is not None and not stat.S_ISDIR(found.st_mode):
-        local = local_use(disk, identity, world.claims, world.domains)
+    local, chain = LocalUse([], [], {}), Chain(())
+    if disk.identity is not None and disk.may_be_locked:
+        chain = backing_chain(path)
+        local = local_use(disk, disk.identity, world.claims, world.domains, search)
         holders += local.holders
-        unseen += local.unseen
+    unseen = [*world.unseen, *local.unseen]
     damaged = any(lease.damage for lease in leases)
     verdict, free_in = _verdict(holders, unseen, damaged=damaged)
-    chain = backing_chain(disk) if found is not None else Chain((), "the disk is not there")
+    facts = facts_of(disk, chain, leases, world.domains, local.forgotten)
     answer = Explanation(
-        disk, names, resource_name(disk), verdict, "", holders, free_in, [], [],
-        _facts(found, names, leases, chain, world), unseen, damaged,
-    )  # fmt: skip
-    advice, dont = advise(answer, leases, world.domains, world.seen)
+        path,
+        disk.names,
+        resource_name(path),
+        verdict,
+        "",
+        holders,
+        free_in,
+        [],
+        [],
+        facts.told,
+        unseen,
+        damaged,
+    )
+    advice, dont = advise(answer, disk, leases, facts.overlays, world)
     return answer._replace(summary=summarise(answer), advice=advice, dont=dont)
 
 
-def _leases_of(world: World, names: Sequence[str], identity: Optional[Identity]) -> list[Lease]:
+def _leases_of(world: World, disk: Disk) -> list[Lease]:
     """The leases of all names of a disk, also of those that only their owners know."""
-    resources = {resource_name(name) for name in names}
-    return [
-        lease
-        for lease in world.leases
-        if lease.resource in resources or (identity is not None and _is_disk(lease.disk, identity))
-    ]
-
-
-def _is_disk(path: Optional[str], identity: Identity) -> bool:
-    try:
-        return path is not None and Identity.of_path(path) == identity
-    except OSError:
-        return False
+    resources = {resource_name(name) for name in disk.names}
+    if os.path.basename(disk.path) in {lease.resource for lease in world.leases}:
+        resources.add(os.path.basename(disk.path))  # a lease file of which nobody knows the disk
+    return [lease for lease in world.leases if lease.resource in resources or disk.is_at(lease.disk)]
 
 
 # -- the leases ------------------------------------------------------------------------------------
@@ -129,98 +105,74 @@ def _lease_holders(lease: Lease, world: World) -> list[Holder]:
 
 
 def _lease_holder(lease: Lease, owner: dict[str, Any], world: World) -> Holder:
-    state = owner["state"]
     host = {key: owner[key] for key in ("host_id", "host_name", "generation", "state", "age", "this_host")}
-    where = "this host" if owner["this_host"] else f"host {owner['host_name'] or '?'!r}"
-    gone = owner["takeover_in"] == 0.0
-    name = f" as {lease.disk}" if lease.disk else ""
-    text = f"{lease.mode} lease{name} (version {lease.lver}) of {where} (host id {owner['host_id']}"
-    text += f", generation {owner['generation']}, {'gone' if gone else state}"
-    if owner["age"] is not None and not owner["this_host"]:
-        text += f", last sign of life {format_seconds(owner['age'])} ago"
-    text += ")"
-    pid = owner["pid"]
-    if owner["vm"] or pid:
-        text += f" for VM {owner['vm'] or '?'!r}" + (f", process {pid} there" if pid else "")
-    if owner["this_host"] and pid is None and not gone:
-        text += ": no process of this host is known to use it"
-    mode = "shared" if lease.mode == SHARED else "exclusive"
-    claim = next((c for c in world.claims if c.resource == lease.resource and owner["this_host"]), None)
+    here, pid = owner["this_host"], owner["pid"]
+    claim = next((c for c in world.claims if c.resource == lease.resource and here), None)
+    since = claim.acquired_at if claim is not None else _noted_time(owner["acquired_at"])
+    gone = owner["takeover_in"] == 0.0 and not owner.get("through")
     return Holder(
         LEASE,
-        mode,
-        text,
+        "shared" if lease.mode == SHARED else "exclusive",
+        _lease_text(lease, owner, since, gone=gone),
         blocks=not gone,
         host=host,
         pid=pid,
-        process=comm(pid) if pid and owner["this_host"] else "",
+        process=comm(pid) if pid and here else "",
         vm=owner["vm"] or "",
         uuid=owner["uuid"] or "",
-        since=claim.acquired_at if claim is not None else None,
-        takeover_in=_takeover_in(owner),
+        since=since,
+        takeover_in=_takeover_in(owner, gone=gone),
     )
 
 
-def _takeover_in(owner: dict[str, Any]) -> Optional[float]:
-    """Waiting helps only with an owner that is silent: one that is alive renews."""
-    if owner["state"] in ("live", "unknown") and owner["takeover_in"] != 0.0:
+def _noted_time(text: Optional[str]) -> Optional[float]:
+    """A time from an owner note, which may say anything."""
+    try:
+        return clock.parse_rfc3339(text) if text else None
+    except ValueError:
         return None
-    return 0.0 if owner["state"] == DEAD else owner["takeover_in"]
+
+
+def _lease_text(lease: Lease, owner: dict[str, Any], since: Optional[float], *, gone: bool) -> str:
+    here, state, pid = owner["this_host"], owner["state"], owner["pid"]
+    where = f"{'this host' if here else 'host'} {owner['host_name'] or '?'!r}"
+    name = f" as {lease.disk}" if lease.disk else ""
+    text = f"{lease.mode} lease{name} (version {lease.lver}) of {where} (host id {owner['host_id']}"
+    text += f", generation {owner['generation']}, {'gone' if gone else state}"
+    if owner["age"] is not None and not here:
+        text += f", last sign of life {format_seconds(owner['age'])} ago"
+    text += ")"
+    if owner["vm"] or pid:
+        text += f" for VM {owner['vm']!r}" if owner["vm"] else ""
+        text += f"{',' if owner['vm'] else ' for'} process {pid}{'' if here else ' there'}" if pid else ""
+    if owner.get("through"):
+        text += f", held through {owner['through']}"
+    if since is not None:
+        text += f", taken {format_seconds(clock.wall() - since)} ago"
+    if here and pid is None and not gone:
+        text += ": no process of this host is known to use it"
+    if state == UNKNOWN and not gone and owner["dead_in"] is not None:
+        text += f"; if that host stays silent, it can be taken in {format_seconds(owner['dead_in'])}"
+    return text
+
+
+def _takeover_in(owner: dict[str, Any], *, gone: bool) -> Optional[float]:
+    """Waiting helps only with an owner that is silent: one that is alive renews."""
+    if owner["state"] in (LIVE, UNKNOWN) and not gone:
+        return None
+    return 0.0 if gone or owner["state"] == DEAD else owner["takeover_in"]
 
 
 def _verdict(
     holders: Sequence[Holder], unseen: Sequence[str], *, damaged: bool
 ) -> tuple[str, Optional[float]]:
     blocking = [holder for holder in holders if holder.blocks]
-    if damaged:
-        return UNKNOWN, None
     if blocking:
-        waits = [holder.takeover_in for holder in blocking]
+        waits = [None if damaged else holder.takeover_in for holder in blocking]
         known = [wait for wait in waits if wait is not None]
         return BUSY, max(known) if len(known) == len(waits) else None
-    if unseen:
-        return UNKNOWN, None
+    if damaged or unseen:
+        return NOBODY_KNOWS, None
     if any(holder.layer == LEASE for holder in holders):
         return STALE, 0.0
     return FREE, 0.0
-
-
-# -- the image -------------------------------------------------------------------------------------
-
-
-def _facts(
-    found: Optional[os.stat_result],
-    names: Sequence[str],
-    leases: Sequence[Lease],
-    chain: Chain,
-    world: World,
-) -> list[tuple[str, str]]:
-    facts = []
-    if len(names) > 1:
-        facts.append(("also named", names[1]))
-    if found is not None and stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
-        facts.append(("hard links", f"{found.st_nlink}: names that no lease covers"))
-    if chain.images:
-        facts.append(("format", chain.images[0].format))
-        facts += [("stands on", below) for below in chain.below]
-    elif chain.problem:
-        facts.append(("format", f"unknown: {chain.problem}"))
-    for lease in leases:
-        facts.append(("lease file", f"{lease.path} ({lease.mode}, version {lease.lver})"))
-        facts += [("damaged", f"{lease.path}:{d['offset']}: {d['text']}") for d in lease.damage]
-    for domain in world.domains:
-        facts += [("libvirt", _domain_fact(domain, names))] if _uses(domain, names) else []
-    return facts
-
-
-def _uses(domain: Domain, names: Sequence[str]) -> bool:
-    return any(disk.path in names for disk in domain.disks) or any(path in names for path in domain.backing)
-
-
-def _domain_fact(domain: Domain, names: Sequence[str]) -> str:
-    reason = f" ({domain.reason})" if domain.reason else ""
-    how = "as its disk" if any(d.path in names for d in domain.disks) else "below one of its disks"
-    running = f", process {domain.pid}" if domain.is_running else ""
-    if domain.is_running and not exists(domain.pid):
-        running += ", which is gone"
-    return f"domain {domain.name!r} has it {how}: {domain.state}{reason}{running}"

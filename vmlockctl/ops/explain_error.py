@@ -105,8 +105,3 @@ def commands_of(explained: Explained) -> tuple[tuple[str, ...], tuple[str, ...],
         )
 
     return named(message.look), named(message.do), named(message.dont)
-
-
-def is_error_text(text: str) -> bool:
-    """Whether ``text`` is to be explained as an error although it might be the name of a disk."""
-    return bool(_NUMBER.match(text.strip()) and text.strip().startswith("-")) or bool(explain_error(text))

@@ -9,18 +9,20 @@ from __future__ import annotations
 import os
 
 from vmlockctl.daemon.claims import Claim
+from vmlockctl.errors import UsageError
 from vmlockctl.host.libvirt import Domain
 from vmlockctl.host.process import cmdline, working_directory
-from vmlockctl.host.qemu import find_disks, is_qemu, vm_name
+from vmlockctl.host.qemu import find_disks, is_qemu, vm_name, vm_uuid
 from vmlockctl.host.qemus import RunningQemu, running_qemus
-from vmlockctl.specs import LIBVIRT_LOCKSPACE
+from vmlockctl.ops.explain_disk import is_lease_file
+from vmlockctl.ops.explain_locks import lockd_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Optional
 
-_DIGEST_LEN = 32
+_LOCKD_NAME_LEN = 64
 
 
 def disks_meant(
@@ -34,31 +36,35 @@ def disks_meant(
     ``disk_of_lease``: the disk of a lease file, by any source that knows it.
     """
     if text.isdecimal():
-        disks = _disks_of_process(int(text), claims)
+        disks = _disks_of_process(int(text), claims, domains)
         if disks:
             return disks
     path = os.path.join(os.getcwd(), text)
     name = os.path.basename(path)
-    if _is_digest(name) and os.path.exists(os.path.join(os.path.dirname(path), LIBVIRT_LOCKSPACE)):
+    if is_lease_file(path):
         return [disk_of_lease(path) or path]
     if os.path.lexists(path):
         return [os.path.normpath(path) if not text.startswith("/") else path]
-    named = _disks_of_vm(text, claims, domains)
+    named = _disks_of_vm(text, claims, domains) or _disks_of_lockd(name, domains)
     if named:
         return named
     return [path] if "/" in text else []
 
 
-def _is_digest(name: str) -> bool:
-    return len(name) == _DIGEST_LEN and all(c in "0123456789abcdef" for c in name)
+def _disks_of_lockd(name: str, domains: Iterable[Domain]) -> list[str]:
+    """The disks for which virtlockd keeps a file of this name; its errors say no more than the name."""
+    if len(name) != _LOCKD_NAME_LEN:
+        return []
+    paths = [disk.path for domain in domains for disk in domain.disks]
+    return [path for path in dict.fromkeys(paths) if lockd_name(path) == name]
 
 
-def _disks_of_process(pid: int, claims: Iterable[Claim]) -> list[str]:
+def _disks_of_process(pid: int, claims: Iterable[Claim], domains: Iterable[Domain]) -> list[str]:
     claimed = [claim.disk for claim in claims if any(process.pid == pid for process in claim.processes)]
-    argv = cmdline(pid)
-    if argv and is_qemu(argv[0]):
-        directory = working_directory(pid)
-        claimed += [os.path.join(directory, disk.path) for disk in find_disks(argv)]
+    claimed += [disk.path for domain in domains if domain.pid == pid for disk in domain.disks]
+    qemu = qemu_of(pid)
+    if qemu is not None:
+        claimed += [disk.path for disk in qemu.disks]
     return list(dict.fromkeys(claimed))
 
 
@@ -76,5 +82,8 @@ def qemu_of(pid: int) -> Optional[RunningQemu]:
     if not argv or not is_qemu(argv[0]):
         return None
     directory = working_directory(pid)
-    disks = [disk._replace(path=os.path.join(directory, disk.path)) for disk in find_disks(argv)]
-    return RunningQemu(pid, vm_name(argv) or "", disks)
+    try:
+        disks = [disk._replace(path=os.path.join(directory, disk.path)) for disk in find_disks(argv)]
+    except UsageError:  # more than we understand: its open files tell
+        disks = []
+    return RunningQemu(pid, vm_name(argv) or "", disks, vm_uuid(argv) or "")

@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
-FREE, BUSY, STALE, UNKNOWN = "free", "busy", "stale", "unknown"
+FREE, BUSY, STALE, NOBODY_KNOWS = "free", "busy", "stale", "unknown"
 
 LEASE, QEMU, LOCKD, OPEN = "lease", "qemu", "lockd", "open"
 
@@ -23,11 +23,16 @@ class Holder(NamedTuple):
     host: Optional[dict[str, Any]] = None  # host_id, host_name, generation, state, age; None: this machine
     pid: Optional[int] = None
     process: str = ""
+    command: str = ""  # its command line, as ps shows it
     vm: str = ""
     uuid: str = ""
     bytes: str = ""  # of byte locks
-    since: Optional[float] = None  # seconds since the epoch
+    since: Optional[float] = None  # seconds since the epoch: when the lease was taken, the process started
     takeover_in: Optional[float] = None  # seconds; 0: now; None: not by waiting
+    forgotten: bool = False  # a QEMU of libvirt that libvirt does not know to run
+    kind: str = ""  # of what the kernel has on it: loop, holder or mount
+    filesystem: str = ""  # that keeps a lock of no process, and its server
+    server: str = ""
 
 
 class Advice(NamedTuple):

@@ -420,10 +420,15 @@ def _owner(
 ) -> dict[str, Any]:
     host = hosts.get(host_id)
     gone = host is not None and (host.generation > generation or host.state in (FREE, DEAD))
-    known: dict[str, Any] = {"pid": None, "vm": None, "uuid": None}
+    known: dict[str, Any] = {"pid": None, "vm": None, "uuid": None, "acquired_at": None}
     if claim is not None and host_id == our_id and claim.generation == generation:
         alive = [process.pid for process in claim.processes if is_alive(process)]
-        known = {"pid": alive[0] if alive else None, "vm": claim.vm, "uuid": claim.uuid}
+        known = {
+            "pid": alive[0] if alive else None,
+            "vm": claim.vm,
+            "uuid": claim.uuid,
+            "acquired_at": clock.rfc3339(claim.acquired_at),
+        }
     elif note.get("current") and note.get("host_id") == host_id:
         known = {key: note.get(key) for key in known}
     return {

@@ -17,7 +17,8 @@ import pytest
 
 from tests.support.fusefs import FaultyMount
 from tests.unit.host.test_process import as_nobody, headless_process, root_only
-from vmlockctl.host.openers import Identity, Opener, OpenersFound, find_openers
+from vmlockctl.host import openers
+from vmlockctl.host.openers import Identity, Opener, OpenersFound, Search, find_openers
 from vmlockctl.host.process import identify
 
 # Opens its arguments, FLAGS:PATH each, and holds them open until its stdin ends.
@@ -51,6 +52,24 @@ def disk(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(4096))
     return path
+
+
+def test_a_search_in_another_process_finds_the_same(disk: Path) -> None:
+    """Neither itself nor who asked."""
+    identity = Identity.of_path(str(disk))
+    with held_open((os.O_RDWR, disk)) as first, held_open((os.O_RDONLY, disk)) as second, disk.open():
+        search = Search(identity)
+        found = search.result()
+        assert found == find_openers([identity], skip={os.getpid()})
+        assert {opener.pid for opener in found.openers[identity]} == {first, second}
+
+
+def test_a_search_that_fails_is_made_again(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openers, "dumps", None)
+    identity = Identity.of_path(str(disk))
+    with held_open((os.O_RDWR, disk)) as pid:
+        found = Search(identity).result()
+        assert [opener.pid for opener in found.openers[identity]] == [pid]
 
 
 def openers_of(path: Path) -> list[Opener]:

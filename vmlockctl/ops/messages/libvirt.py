@@ -27,8 +27,10 @@ MESSAGES = (
         ("another VM of this host uses the disk", "a 'sanlock client command' holds it",
          "the disk was attached while this VM was paused: its lease is taken twice at the resume"),
         (_STATUS, _WHO),
-        ("stop the other VM", "after an attach while paused: detach the disk, then resume, then attach it again"),
+        ("stop the other VM",
+         "after an attach while paused: vmlockctl explain VM has the command that lets go of that disk's lease; then virsh resume"),
         (-17,), (r"Failed to acquire lock: File exists",),
+        ("do not rely on virsh detach-disk meanwhile: it says 'detached', but a paused guest lets no disk go",),
     ),
     Message(
         "acquire: Message too long", LIBVIRT,

@@ -35,7 +35,7 @@ MESSAGES = (
     Message(
         "Is another process using the image", QEMU, "the image is locked; the line before says which way",
         ("another VM or a tool has the image open",), (_WHO,), ("stop or end the holder that is named",), (),
-        (r"Is another process using the image(?: \[(?P<disk>[^\]]*)\])?",), (_NO_FORCE,),
+        (r"(?s)\A(?!.*Failed to get).*Is another process using the image(?: \[(?P<disk>[^\]]*)\])?",), (_NO_FORCE,),
     ),
     Message(
         "force-share", QEMU, "force-share=on (-U) goes with read-only images alone",
