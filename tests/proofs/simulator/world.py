@@ -54,6 +54,7 @@ class World:
         self.errors: Counter[str] = Counter()
         self.reboots = True  # a host that crashed comes back by itself
         self._number = 0
+        self._standing_hostiles = 0
         self._make_storage()
         self._make_machines()
 
@@ -196,9 +197,13 @@ class World:
             data = own_sector(dblock, NO_MODE, area.size)
         self.clockwork.note(None, f"hostile dblock in resource {number}")
         area.put(HOSTILE_HOST_ID + 1, data)
-        self.clockwork.call(
-            self.rng.uniform(1.0, 60.0), lambda: area.put(HOSTILE_HOST_ID + 1, bytes(area.size))
-        )
+        self._standing_hostiles += 1
+
+        def take_back() -> None:
+            area.put(HOSTILE_HOST_ID + 1, bytes(area.size))
+            self._standing_hostiles -= 1
+
+        self.clockwork.call(self.rng.uniform(1.0, 60.0), take_back)
 
     def _clone(self, clone: Machine) -> None:
         """A second machine uses a host id for a while."""
@@ -226,7 +231,7 @@ class World:
 
     def is_calm(self) -> bool:
         """Every host renews and does nothing else, and nothing is under way."""
-        if any(clone.powered for clone in self.clones):
+        if any(clone.powered for clone in self.clones) or self._standing_hostiles:
             return False
         now = self.clockwork.now
         return all(
