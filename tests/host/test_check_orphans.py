@@ -107,6 +107,7 @@ def test_a_disk_that_is_gone(host: VmHost, holder: Child, disk: Path) -> None:
     assert (found["disk"], found["fix"]) == (str(disk), None)
 
 
+@pytest.mark.long
 def test_a_lease_of_an_earlier_generation(
     host: VmHost, qemu: QemuStarter, lease_dir: Path, disk: Path
 ) -> None:

@@ -24,6 +24,7 @@ def about_hosts(host: VmHost, *options: str) -> list[dict[str, Any]]:
     return [finding for finding in found if "host" in finding["kind"] and finding["resource"] is None]
 
 
+@pytest.mark.long
 def test_nothing_is_wrong_with_two_hosts(two_hosts: tuple[VmHost, VmHost]) -> None:
     for host in two_hosts:
         assert about_hosts(host, "--observe", "5") == []

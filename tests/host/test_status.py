@@ -57,6 +57,19 @@ def test_a_missing_daemon_is_the_first_problem(host: VmHost) -> None:
     assert any(line.startswith("critical: no daemon runs") for line in text)
 
 
+@pytest.mark.long
+def test_a_host_whose_lease_expired_is_not_called_live(host: VmHost, holder: Child, tmp_path: Path) -> None:
+    """Its own records say so until somebody writes them again; the clock says otherwise."""
+    disk = make_disk(tmp_path / "a.img")
+    assert host.acquire(holder.pid, disk).returncode == 0
+    host.crash_everything()
+    wait_for("the host lease to expire", lambda: host.status()["this_host"]["state"] == "lost", within=20)
+    seen = host.status()
+    [own], [lease] = seen["hosts"], seen["leases"]
+    assert (own["state"] == "live", own["this_host"]) == (False, False)
+    assert [(owner["state"] == "live", owner["this_host"]) for owner in lease["owners"]] == [(False, False)]
+
+
 def test_piped_text_is_never_cut(host: VmHost, holder: Child, tmp_path: Path) -> None:
     disk = make_disk(tmp_path / f"{'long' * 50}.img")
     assert host.acquire(holder.pid, disk).returncode == 0

@@ -167,7 +167,7 @@ class Lookout:
         own_timeout = membership.io_timeout if membership is not None else lockspace.io_timeout
         # Whole seconds, as the protocol judges: what is shown dead here can be taken over now.
         now = float(clock.monotonic_seconds())
-        our_id = state.membership.host_id if state is not None and state.state == LIVE else 0
+        our_id = state.membership.host_id if state is not None and _shown_state(state) == LIVE else 0
         hosts = [
             _host(host_id, rows[host_id], now, own_timeout, is_ours=host_id == our_id)
             for host_id in sorted(host_ids)
@@ -291,13 +291,16 @@ def _host(host_id: int, row: Observation, now: float, own_timeout: int, *, is_ou
     )
 
 
+def _shown_state(state: HostState) -> str:
+    """A host lease that has expired is lost, also where no daemon runs that would say so."""
+    return LOST if state.state == LIVE and not state.is_certain(clock.boottime()) else state.state
+
+
 def _this_host(session: Session, state: Optional[HostState]) -> Optional[dict[str, Any]]:
     if state is None:
         return None
     member = state.membership
-    shown = state.state
-    if shown == LIVE and not state.is_certain(clock.boottime()):
-        shown = LOST
+    shown = _shown_state(state)
     return {
         "host_id": member.host_id,
         "host_name": member.host_name,
