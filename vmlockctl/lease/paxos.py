@@ -433,9 +433,10 @@ def _owner_released(claimant: Claimant, area: Area, leader: Leader) -> Procedure
     sector = area.geometry.dblock_sector(leader.owner_id)
     data = yield from read_sectors(area, sector, 1, read_timeout_seconds(claimant.io_timeout))
     dblock = Dblock.from_bytes(data)
-    # The flag alone: every ballot write clears it, so it speaks of the owner's last possession,
-    # also where a sanlock host blanked the rest of its dblock (12.2-f).
-    if dblock.is_released:
+    # Every ballot write clears the flag, so it speaks of the owner's last possession, also where a sanlock
+    # host blanked the rest of its dblock (12.2-f). Of an earlier version it is an old read: the owner went
+    # through a ballot for this one, or nobody could have proposed it.
+    if dblock.is_released and dblock.lver in (0, leader.lver):
         return True
     # Or it has gone on to a ballot for a later version: then this one is over, whoever holds the later one.
     try:

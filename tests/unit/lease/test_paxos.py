@@ -361,6 +361,13 @@ def test_a_release_that_a_co_committer_overwrote(scene: Scene, write_id: int, fl
         refused(scene, LeaseHeld, observations=rows)
 
 
+def test_a_release_of_an_earlier_version_says_nothing_of_this_one(scene: Scene) -> None:
+    """It is an old read, as a cache shows it: the owner released that version before it won this one."""
+    own(scene, 2, write_id=3)
+    scene.put_own(2, Dblock(2002, 2002, 2, 1, 900, 3).sealed()._replace(flags=FLAG_RELEASED))
+    refused(scene, LeaseHeld, observations={2: seen_live(2, NOW)})
+
+
 def test_a_blanked_dblock_with_the_flag_is_a_release_too(scene: Scene) -> None:
     """12.2-f."""
     own(scene, 2, write_id=3)
