@@ -86,8 +86,8 @@ def two_writers(lease_dir: Path) -> Iterator[None]:
         number = 0
         while not ended.wait(0.4):
             number += 1
-            # In an order that no regular look can miss: five is prime.
-            timestamp = 9000 + number if number % 5 in (0, 3) else 70 + number
+            # Whatever two of them a look sees: the later one is of the clock that is behind.
+            timestamp = 9000 - number
             write_leader(lockspace_path(lease_dir), record._replace(timestamp=timestamp), sector=1)
 
     thread = threading.Thread(target=write)

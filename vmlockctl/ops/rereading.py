@@ -51,10 +51,11 @@ def _runs(sectors: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 class HostRecords:
-    """The delta records of one lockspace."""
+    """The delta records of one lockspace; ``always_whole``: also of hosts that join in this moment."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, *, always_whole: bool = False) -> None:
         self._target = target
+        self._always_whole = always_whole
         self._driver = Driver(writable=False)
         self._known: list[int] = []
         self._read_whole_at: Optional[float] = None
@@ -72,7 +73,7 @@ class HostRecords:
 
     def _is_whole_due(self) -> bool:
         at = self._read_whole_at
-        return at is None or clock.monotonic() - at >= WHOLE_LOCKSPACE_SECONDS
+        return self._always_whole or at is None or clock.monotonic() - at >= WHOLE_LOCKSPACE_SECONDS
 
     def _whole(self) -> tuple[Lockspace, bytes]:
         target = self._target

@@ -186,7 +186,7 @@ class Lookout:
     def _start(self, target: Target) -> None:
         self._forget()
         self._target = target
-        self._records, self._areas = HostRecords(target), LeaseAreas()
+        self._records, self._areas = HostRecords(target, always_whole=not self._again), LeaseAreas()
         self._rows = {}
 
     def _forget(self) -> None:
