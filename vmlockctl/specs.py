@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Optional
 
 LIBVIRT_LOCKSPACE = "__LIBVIRT__DISKS__"
+_MD5_HEX_LEN = 32
 MAX_NAME_BYTES = 48  # lockspaces and resources
 MAX_HOST_NAME_BYTES = 47  # a 48-byte host name never matches its own record in sanlock (12.2-l)
 
@@ -101,6 +102,11 @@ def check_name(name: str, what: str, max_bytes: int = MAX_NAME_BYTES) -> str:
 
 def check_host_name(name: str) -> str:
     return check_name(name, "host name", MAX_HOST_NAME_BYTES)
+
+
+def is_resource_name(name: str) -> bool:
+    """Whether a name is of the shape that ``resource_name`` gives."""
+    return len(name) == _MD5_HEX_LEN and not set(name) - set("0123456789abcdef")
 
 
 def resource_name(disk_path: str) -> str:

@@ -264,7 +264,7 @@ class LeaseWork:
             except LeaseLost as error:
                 self._on_lost(claim, error.message)
                 return False
-            log(f"{claim.resource}: {safe(claim.disk)}: a conversion was not finished; the lease is shared")
+            log(f"{claim.label}: a conversion was not finished; the lease is shared")
             self.claims.write(claim._replace(state=HELD, processes=alive, command=None))
             return False
         others = tuple(takers_over(claim))
@@ -292,7 +292,7 @@ class LeaseWork:
         elif claim.state != HELD:
             return False
         pids = ", ".join(str(process.pid) for process in users)
-        log(f"{claim.resource}: {safe(claim.disk)} is still open: the claim moves to process {pids}")
+        log(f"{claim.label} is still open: the claim moves to process {pids}")
         self.claims.write(claim._replace(state=HELD, processes=users, command=None))
         return True
 

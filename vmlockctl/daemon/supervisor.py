@@ -204,7 +204,7 @@ class Keeper:
 
     def _lease_requested(self, claim: Claim, reason: str, *, force: bool) -> None:
         """Called by the lease-working thread."""
-        log(f"{claim.resource}: {safe(claim.disk)}: {reason}", WARNING)
+        log(f"{claim.label}: {reason}", WARNING)
         if force:
             self._doomed[claim.resource] = reason
         else:
@@ -254,7 +254,7 @@ class Keeper:
                 return False
             self.claims.remove(claim.resource)
             lock.release(unlink=True)
-            log(f"{claim.resource}: {safe(claim.disk)}: its processes are gone, its lease is left to expire")
+            log(f"{claim.label}: its processes are gone, its lease is left to expire")
         return True
 
     def _victims(self) -> set[Process]:

@@ -12,7 +12,7 @@ import os
 from vmlockctl.host.libvirt import domains
 from vmlockctl.host.qemus import running_qemus
 from vmlockctl.records import NamedTuple
-from vmlockctl.specs import resource_name
+from vmlockctl.specs import is_resource_name, resource_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,17 +42,13 @@ class DiskNames:
 
     def find(self, resource: str) -> Optional[DiskName]:
         """The disk of a resource; None where no source knows it, or its name is no digest of a path."""
-        if not _is_digest(resource):
+        if not is_resource_name(resource):
             return None
         while resource not in self._known and self._sources:
             for found in self._sources.pop(0)():
                 for path in dict.fromkeys((found.path, os.path.realpath(found.path))):
                     self._known.setdefault(resource_name(path), DiskName(path, found.source))
         return self._known.get(resource)
-
-
-def _is_digest(resource: str) -> bool:
-    return len(resource) == 32 and not set(resource) - set("0123456789abcdef")
 
 
 def _of_libvirt() -> Iterator[DiskName]:

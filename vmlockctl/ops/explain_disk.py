@@ -8,14 +8,13 @@ import stat
 from vmlockctl.host.libvirt import Domain
 from vmlockctl.host.openers import Identity
 from vmlockctl.records import NamedTuple
-from vmlockctl.specs import LIBVIRT_LOCKSPACE
+from vmlockctl.specs import LIBVIRT_LOCKSPACE, is_resource_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Optional
 
-_DIGEST_LEN = 32
 _ALIAS_PARENTS = ("/dev/disk", "/dev/mapper")
 
 
@@ -93,5 +92,4 @@ def _links(path: str, found: os.stat_result) -> Iterator[str]:
 def is_lease_file(path: str) -> bool:
     """Whether a path is that of a lease in a lease directory, as far as its name tells."""
     directory, name = os.path.split(path)
-    is_digest = len(name) == _DIGEST_LEN and all(c in "0123456789abcdef" for c in name)
-    return is_digest and os.path.exists(os.path.join(directory, LIBVIRT_LOCKSPACE))
+    return is_resource_name(name) and os.path.exists(os.path.join(directory, LIBVIRT_LOCKSPACE))

@@ -325,12 +325,6 @@ def is_backed(claim: Claim, leases: Mapping[str, Lease]) -> bool:
     )
 
 
-def _standing(claims: Sequence[Claim], leases: Sequence[Lease], store: ClaimStore) -> list[Claim]:
-    """The claims without those whose lease was released between our two looks."""
-    by_resource = {lease.resource: lease for lease in leases}
-    return [c for c in claims if is_backed(c, by_resource) or store.read(c.resource) == c]
-
-
 def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
     """The lease files of disks, or of everything in the lease directory."""
     directory = target.lease_dir
