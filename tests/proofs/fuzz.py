@@ -5,6 +5,8 @@ torn and blanked, files cut short. Whatever comes, a reader ends in a value or a
 50 ms of CPU and 200 MB; what is printed is safe for a terminal; a procedure writes its own sectors only, and
 never over a damaged leader.
 
+Ctrl-C ends a run early, with its figures; with ``--seed N --keep FILE`` the next one goes on from there.
+
 One case is one mutated record or area given to its reader. The figures say how many each reader had: the
 decoders of single records have most of them.
 """
@@ -12,8 +14,10 @@ decoders of single records have most of them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import random
+import signal
 import sys
 import time
 import traceback
@@ -23,6 +27,7 @@ from typing import Any, NamedTuple, Optional
 
 from tests.proofs.fuzzing import files, output, procedures, records, rindex
 from tests.proofs.fuzzing.cases import CPU_LIMIT_SECONDS, SEEDS, Case, Checking, Target
+from tests.proofs.kept import Keeper
 from tests.proofs.progress import Progress
 
 RSS_LIMIT_MB = 200
@@ -46,10 +51,26 @@ class Failure(NamedTuple):
 
 
 class Result(NamedTuple):
+    seed: str  # of the piece
     counts: dict[str, int]
     failures: list[Failure]
     slowest: float
     rss_mb: int
+
+
+class Totals:
+    """What all pieces came to."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.counts = dict.fromkeys(names, 0)
+        self.failed = self.rss_mb = 0
+        self.slowest = 0.0
+
+    def add(self, counts: dict[str, int], failed: int, slowest: float, rss_mb: int) -> None:
+        for name, count in counts.items():
+            self.counts[name] += count
+        self.failed += failed
+        self.slowest, self.rss_mb = max(self.slowest, slowest), max(self.rss_mb, rss_mb)
 
 
 # -- one case -------------------------------------------------------------------------------------------
@@ -92,7 +113,7 @@ def run_piece(piece: Piece) -> Result:
         for begin in range(0, count, target.batch):
             batch = list(target.cases(source, min(target.batch, count - begin)))
             slowest = max(slowest, _run_batch(target, batch, failures))
-    return Result(piece.counts, failures, slowest, _peak_rss_mb())
+    return Result(piece.seed, piece.counts, failures, slowest, _peak_rss_mb())
 
 
 def _peak_rss_mb() -> int:
@@ -184,41 +205,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="only this reader")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FILE", help="keep the results, and go on from those kept (with --seed)"
+    )
     parser.add_argument("--case", type=Path, action="append", help="only replay this saved case")
 
 
 def main(arguments: argparse.Namespace) -> int:
     if arguments.case:
         return _replay_all(arguments.case)
+    if arguments.keep and arguments.seed is None:
+        print("fuzz: --keep needs --seed: the next part has to know it", file=sys.stderr)
+        return 2
     seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
     old = _replay_all(saved_cases()) if saved_cases() else 0
     names = arguments.target or list(TARGETS)
-    progress = Progress("fuzz", arguments.cases, seed=seed)
-    print(f"fuzz: {arguments.cases:,} cases, seed {seed}, {arguments.jobs} jobs", file=sys.stderr)
-    totals, failed, slowest, rss_mb = dict.fromkeys(names, 0), 0, 0.0, 0
-    saved: dict[str, Path] = {}
-    for result in _results(_pieces(arguments.cases, seed, names), arguments.jobs):
-        totals = {name: totals[name] + result.counts[name] for name in names}
-        failed += len(result.failures)
-        slowest, rss_mb = max(slowest, result.slowest), max(rss_mb, result.rss_mb)
-        _report(result.failures, saved)
-        progress.add(sum(result.counts.values()), failed=failed)
+    keeper = Keeper(arguments.keep, "fuzz", seed=seed, cases=arguments.cases, targets=names)
+    totals, saved = Totals(names), dict[str, Path]()
+    for kept in keeper.before:
+        totals.add(**kept.result)
+    done = keeper.pieces
+    pieces = (piece for piece in _pieces(arguments.cases, seed, names) if piece.seed not in done)
+    progress = Progress("fuzz", arguments.cases - sum(totals.counts.values()), seed=seed)
+    print(f"fuzz: {progress.total:,} cases, seed {seed}, {arguments.jobs} jobs", file=sys.stderr)
+    with contextlib.suppress(KeyboardInterrupt):
+        for result in _results(pieces, arguments.jobs):
+            figures = {**result._asdict(), "failed": len(result.failures)}
+            record = {name: figures[name] for name in ("counts", "failed", "slowest", "rss_mb")}
+            totals.add(**record)
+            keeper.add(result.seed, record)
+            _report(result.failures, saved)
+            progress.add(sum(result.counts.values()), failed=totals.failed)
     hangs = sum("ms of CPU" in kind for kind in saved)
-    done = sum(totals.values())
-    each = ", ".join(f"{name} {count:,}" for name, count in totals.items())
+    each = ", ".join(f"{name} {count:,}" for name, count in totals.counts.items())
     print(
-        f"fuzz: {done:,} cases ({each}), {failed} failed of {len(saved)} kinds, {hangs} kinds over "
-        f"{CPU_LIMIT_SECONDS * 1000:.0f} ms, slowest batch member {slowest * 1000:.0f} ms, {rss_mb} MB, "
-        f"seed {seed}, {progress.elapsed_seconds:.0f} s"
+        f"fuzz: {sum(totals.counts.values()):,} cases ({each}), {totals.failed} failed of {len(saved)} kinds,"
+        f" {hangs} kinds over {CPU_LIMIT_SECONDS * 1000:.0f} ms, slowest batch member "
+        f"{totals.slowest * 1000:.0f} ms, {totals.rss_mb} MB, seed {seed}, "
+        f"{keeper.seconds + progress.elapsed_seconds:.0f} s"
     )
-    return int(bool(failed or old or rss_mb > RSS_LIMIT_MB))
+    return int(bool(totals.failed or old or totals.rss_mb > RSS_LIMIT_MB))
 
 
 def _results(pieces: Iterator[Piece], jobs: int) -> Iterator[Result]:
     if jobs == 1:
         yield from map(run_piece, pieces)
         return
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    ignoring = (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("fork").Pool(jobs, signal.signal, ignoring) as pool:
         yield from pool.imap_unordered(run_piece, pieces)
         pool.close()
         pool.join()

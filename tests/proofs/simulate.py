@@ -6,7 +6,8 @@ and nothing else; that is skipped but for the last cycles, and the figures say h
 
 Every 20th world is one of a storage that often acknowledges a write and loses it.
 
-Ctrl-C ends a run early: the line of figures is of the seeds that ended.
+Ctrl-C ends a run early: the line of figures is of the seeds that ended. With ``--keep FILE`` the next run
+goes on from there, as long as the code is the same: the full size takes hours.
 
 ``--no-watchdog`` runs the same worlds on hosts that nothing resets: there overlaps must be found, by pauses
 that outlast the lease. So that a clean run means something.
@@ -23,9 +24,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from tests.proofs.kept import Keeper
 from tests.proofs.progress import Progress
+from tests.proofs.simulator.checker import Violation
 from tests.proofs.simulator.scenario import SIZE, YEAR_SECONDS, Result, run_seed
 
 SEEDS = Path(__file__).parent.parent / "seeds" / "simulate.txt"
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-watchdog", action="store_true", help="nothing resets a host: must find overlaps"
     )
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the results, go on from those kept")
     parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and show its last events")
     parser.add_argument("--events", type=int, default=_TOLD_EVENTS, help="how many events --replay shows")
 
@@ -118,6 +122,16 @@ class Job(NamedTuple):
     watchdog: bool
 
 
+def to_record(result: Result) -> dict[str, Any]:
+    return result._replace(trace=[])._asdict()
+
+
+def from_record(record: dict[str, Any]) -> Result:
+    counters = {name: Counter(record[name]) for name in ("counts", "faults", "errors")}
+    violations = [Violation(*violation) for violation in record["violations"]]
+    return Result(**{**record, **counters, "violations": violations})
+
+
 def _run(job: Job) -> Result:
     return run_seed(job.seed, watchdog=job.watchdog)
 
@@ -169,18 +183,24 @@ def main(arguments: argparse.Namespace) -> int:
         result = replay(arguments.replay, watchdog=watchdog, events=arguments.events)
         print(result.violations[0].text if result.violations else "overlaps=0")
         return 1 if result.violations else 0
-    seeds = seeds_of(arguments.years, arguments.seed)
-    progress, totals = Progress("simulate", len(seeds), seed=arguments.seed), Totals()
+    keeper = Keeper(arguments.keep, "simulate", watchdog=watchdog)
+    totals = Totals()
+    for kept in keeper.before:
+        totals.add(from_record(kept.result))
+    done = keeper.pieces
+    seeds = [seed for seed in seeds_of(arguments.years, arguments.seed) if str(seed) not in done]
+    progress = Progress("simulate", len(seeds), seed=arguments.seed)
     with contextlib.suppress(KeyboardInterrupt):
         for result in simulate([Job(seed, watchdog) for seed in seeds], arguments.jobs):
             totals.add(result)
+            keeper.add(result.seed, to_record(result))
             if result.violations and watchdog:
                 print(f"seed {result.seed}: {result.violations[0].text}", file=sys.stderr)
                 print(f"  {replay_command(result, watchdog=watchdog)}", file=sys.stderr)
                 if len(totals.failures) >= _MAX_FAILURES:
                     break
             progress.add(1, acquisitions=totals.acquisitions, overlaps=totals.overlaps)
-    print(totals.line(max(1e-9, progress.elapsed_seconds)))
+    print(totals.line(max(1e-9, keeper.seconds + progress.elapsed_seconds)))
     if watchdog:
         return 1 if totals.failures else 0
     return 0 if totals.overlaps else 1

@@ -8,11 +8,13 @@ the shipped one.
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from vmlockctl import records
 from vmlockctl.lease import ballot, delta, paxos, release, resource
 from vmlockctl.ondisk import dblock, leader
 from vmlockctl.ondisk.checksum import _make_table, checksum
@@ -68,6 +70,12 @@ _remember(dblock.verify_dblock, "verify_dblock", dblock.DBLOCK.size, ballot, pax
 _remember(leader.name_field, "name_field", leader.NAME_LEN, delta)
 _checksum = lru_cache(maxsize=_SIZE)(quick_checksum)
 _PATCHES.extend((module, "checksum", _checksum) for module in (leader, dblock))
+
+# The records of ``vmlockctl.records`` are made to be quick to define; the standard ones are quick to make.
+for record in tuple.__subclasses__():
+    if record.__new__ is records._new:
+        standard = namedtuple(record.__name__, record._fields, defaults=record._field_defaults.values())
+        _PATCHES.extend((record, name, getattr(standard, name)) for name in ("__new__", "_replace"))
 
 assert leader.checksum is checksum and dblock.checksum is checksum
 
