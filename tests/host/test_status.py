@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,9 @@ from tests.support.terminal import (
 )
 from tests.support.vmhost import OUR_COMMAND, VmHost
 from tests.support.waiting import wait_for
+from vmlockctl.ops import status as status_module
+from vmlockctl.ops.overview import problems
+from vmlockctl.ops.session import open_session
 
 
 def command(*arguments: str) -> list[str]:
@@ -45,6 +49,26 @@ def test_json_has_problems_and_vms(host: VmHost, holder: Child, tmp_path: Path) 
     ]
     [row] = seen["hosts"]
     assert (row["warn_after"], row["fail_after"], row["dead_after"]) == (6, 8, 68)
+
+
+def test_a_lease_that_is_given_back_during_the_look_is_no_problem(
+    host: VmHost, holder: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim was read, then its lease is free, and its process still runs."""
+    disk = make_disk(tmp_path / "a.img")
+    host.wait_for_pair()
+    assert host.acquire(holder.pid, disk).returncode == 0
+    dump = status_module.dump
+
+    def give_back_and_dump(*wanted: Any, **options: Any) -> Any:
+        host.release(holder.pid, disk)
+        return dump(*wanted, **options)
+
+    monkeypatch.setattr(status_module, "dump", give_back_and_dump)
+    seen = status_module.status(open_session(run_dir=str(host.run_dir)))
+    assert [lease.mode for lease in seen.leases] == ["free"]
+    assert problems(seen) == []
+    assert seen.claims == []
 
 
 def test_a_missing_daemon_is_the_first_problem(host: VmHost) -> None:

@@ -72,13 +72,16 @@ class EmbeddedManager:
         self._generation = 0
         self._driver = Driver(guard=self._guard, on_write=self._log_write)
         self._checks = LocalChecks(directory, self._store, self._driver)
+        self._disks: dict[str, str] = {}  # by resource, once a claim has told
 
     def _guard(self) -> None:
         self._directory.guard(self._generation)
 
     def _log_write(self, step: WriteSector) -> None:
         place = f"{step.area.path}:{step.area.byte_offset(step.sector)}"
-        disk = self._store.disk_of(os.path.basename(step.area.path))
+        resource = os.path.basename(step.area.path)
+        disk = self._disks.get(resource) or self._store.disk_of(resource)
+        self._disks[resource] = disk
         of_disk = f" of {safe(disk)}" if disk else ""
         log(f"write {place} {len(step.data)} bytes: {step.what}{of_disk} by {who()}")
 

@@ -10,7 +10,7 @@ import os
 
 from vmlockctl import clock
 from vmlockctl.config import load
-from vmlockctl.daemon.claims import Claim, ClaimStore
+from vmlockctl.daemon.claims import HELD, Claim, ClaimStore
 from vmlockctl.daemon.control import daemon_pid, standby_pid
 from vmlockctl.daemon.hoststate import LEVEL, LIVE, LOST, HostState, Membership
 from vmlockctl.errors import NoSuchArea, NotJoined, storage_error
@@ -176,6 +176,12 @@ class Lookout:
         if observe_seconds or (has_watched and observed_by == "nobody"):
             observed_by = "watching"
         leases = self._leases(target, lockspace, hosts, claims, our_id)
+        # A claim that its lease denies may have been given up between the two looks: then both are old.
+        while directory is not None and not _agree(claims, leases):
+            before, claims = claims, ClaimStore(directory.claims_path).all()
+            if claims == before:
+                break
+            leases = self._leases(target, lockspace, hosts, claims, our_id)
         return Status(clock.wall(), observed_by, lockspace, _this_host(session, state), hosts, leases, claims)
 
     def with_own_state(self, seen: Status) -> Status:
@@ -315,6 +321,14 @@ def _this_host(session: Session, state: Optional[HostState]) -> Optional[dict[st
         "warn_after": id_renewal_warn_seconds(member.io_timeout),
         "fail_after": id_renewal_fail_seconds(member.io_timeout),
     }
+
+
+def _agree(claims: Sequence[Claim], leases: Sequence[Lease]) -> bool:
+    looked_at = {lease.resource: lease for lease in leases}
+    return all(
+        claim.state != HELD or claim.resource not in looked_at or is_backed(claim, looked_at)
+        for claim in claims
+    )
 
 
 def is_backed(claim: Claim, leases: Mapping[str, Lease]) -> bool:
