@@ -304,6 +304,34 @@ def test_a_grant_in_a_file_that_was_removed_is_none(
     assert here.acquire(holder.pid, disk).returncode == 0
 
 
+def test_a_lease_that_is_removed_before_it_is_acquired_is_made_again(
+    host: VmHost, holder: Child, lease: Path, disk: Path
+) -> None:
+    """Another host prunes; before each call of an acquire in turn, up to the first write."""
+    disk.write_bytes(b"")
+    acquire = [*OUR_COMMAND, "acquire", "--pid", str(holder.pid), "--wait=9", str(disk)]
+    writes: list[int] = []
+    before = 1
+    while not writes or before <= writes[0]:
+        writes.clear()
+
+        def remove(number: int, call: Call, before: int = before) -> Decision:
+            if call.is_write:
+                writes.append(number)
+            if number == before:
+                lease.unlink()
+            return None
+
+        run = run_supervised(
+            acquire, environment=host.environment, places={"lease": str(lease)}, decide=remove
+        )
+        assert run.returncode == 0, f"before call {before}: {run}"
+        assert lease_owner(lease.parent, disk) == 1
+        assert host.release(holder.pid, disk).returncode == 0
+        before += 1
+    assert before > 3
+
+
 def test_a_lease_that_is_removed_while_others_look_is_no_trouble(
     host: VmHost, lease: Path, disk: Path
 ) -> None:

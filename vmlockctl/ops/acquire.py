@@ -14,6 +14,7 @@ from vmlockctl.errors import (
     ContentionError,
     GaveUpWaiting,
     LeaseHeld,
+    NoSuchArea,
     ProcessError,
     Refused,
     UsageError,
@@ -94,10 +95,8 @@ def acquire(
     directory = live_directory(session, membership)
     wants = leases_of(membership, disks)
     try:
-        for want in wants:
-            ensure_lease_file(membership, directory, want.resource, want.path, disk=want.disk)
         user = User(process, options.vm, options.uuid)
-        grants = _acquire_waiting(config, directory, wants, user, options, on_wait)
+        grants = _acquire_waiting(config, membership, directory, wants, user, options, on_wait)
     except VmlockctlError as error:
         _name_disks(error, wants)
         raise
@@ -143,6 +142,7 @@ def leases_of(membership: Membership, disks: Sequence[Disk]) -> list[Want]:
 
 def _acquire_waiting(
     config: Config,
+    membership: Membership,
     directory: LockspaceDir,
     wants: Sequence[Want],
     user: User,
@@ -151,9 +151,16 @@ def _acquire_waiting(
 ) -> list[Grant]:
     manager = lock_manager(config.lock_manager, directory)
     deadline = clock.monotonic() + (options.wait_seconds or 0.0)
+    removed = False
     while True:
+        for want in wants:
+            ensure_lease_file(membership, directory, want.resource, want.path, disk=want.disk)
         try:
             return manager.acquire(wants, user, terms=Terms(options.expect_lver))
+        except NoSuchArea:
+            if removed:
+                raise
+            removed = True  # since it was made sure of: "check-orphans --prune" of somebody
         except ContentionError as error:
             explain_holder(error, directory, wants)
             if options.wait_seconds is None:
