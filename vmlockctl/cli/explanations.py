@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from vmlockctl import clock
 from vmlockctl.cli.output import columns, is_terminal, print_json
 from vmlockctl.errors import EXIT_BUSY, EXIT_DATA, EXIT_NO_SUCH, EXIT_OK, NoSuchDisk
-from vmlockctl.ops.explain import explain_disk, find_disks
+from vmlockctl.ops.explain import are_there, explain_disk, find_disks, wait_for_disk
 from vmlockctl.ops.explain_world import look_around, session_for
 from vmlockctl.ops.explanation import BUSY, NOBODY_KNOWS, Explanation, Holder
 from vmlockctl.ops.session import open_session
@@ -27,19 +25,21 @@ _WATCH_SECONDS = 1.0
 _CLEAR = "\x1b[H\x1b[2J"
 
 
-def explain(context: Context, text: str, search: Optional[Search], *, observe: float, watch: bool) -> int:
+def explain(context: Context, text: str, search: Search, *, observe: float, watch: bool) -> int:
     """Explain a disk or an error; ``search`` is used for the first look at a disk."""
+    wait_for_disk(search, text)
     if text.startswith("-") and _explain_error(context, text):  # a number such as -243
         return EXIT_OK
     session = session_for(open_session(run_dir=context.run_dir, lockspace=context.lockspace), text)
     with Lookout(session, again=watch) as lookout:
+        begun: Optional[Search] = search
         while True:
             world = look_around(lookout, observe_seconds=observe)
             disks = find_disks(world, text)
-            if not any(map(os.path.lexists, disks)) and _explain_error(context, text):
+            if not are_there(disks) and _explain_error(context, text):
                 return EXIT_OK
-            answers = [explain_disk(world, disk, search) for disk in disks]
-            search = None
+            answers = [explain_disk(world, disk, begun) for disk in disks]
+            begun = None
             if not answers:
                 raise _nothing_known(text)
             if watch and is_terminal():

@@ -20,12 +20,12 @@ from vmlockctl.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any, Optional
 
 RAW, QCOW2 = "raw", "qcow2"
 
-_SECONDS = 5.0
+_SECONDS = 4.0
 _HEADER_BYTES = 512
 _QCOW2_MAGIC = b"QFI\xfb"
 _MAX_NAME_BYTES = 1023
@@ -63,15 +63,19 @@ class Chain(NamedTuple):
         return tuple(image.path for image in self.images[1:])
 
 
-def backing_chain(path: str) -> Chain:
-    """The image and everything below it. Never raises: what cannot be told is in ``problem``."""
+def backing_chain(path: str, read: Optional[Callable[[str], Optional[Image]]] = None) -> Chain:
+    """The image and everything below it. Never raises: what cannot be told is in ``problem``.
+
+    ``read``: ``read_image``, or another way to it.
+    """
+    read = read or read_image
     images: list[Image] = []
     below: Optional[str] = path
     while below is not None:
         if any(image.path == below for image in images):
             return Chain(tuple(images), f"{below} stands on itself")
         try:
-            image = read_image(below)
+            image = read(below)
         except OSError as error:
             return Chain(tuple(images), f"{below}: {error.strerror}")
         if image is None:

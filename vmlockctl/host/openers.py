@@ -102,12 +102,12 @@ def find_openers(
 class Search:
     """``find_openers`` for one disk: a forked process begins at once, and the caller helps it when it can.
 
+    The forked process is also the first to touch the disk: storage that hangs keeps it, not the caller.
     For callers that have started no thread yet. Neither of the two processes is found.
     """
 
-    def __init__(self, identity: Identity) -> None:
-        self.identity = identity
-        self._scan = _Scan([identity], "/proc")
+    def __init__(self, path: str) -> None:
+        self._identity: Optional[Identity] = None
         self._pids = [name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
         count = min(len(self._pids) // _CHUNK + 1, 255)
         self._chunks = [self._pids[number::count] for number in range(count)]
@@ -115,39 +115,88 @@ class Search:
         self._queue, filler = os.pipe()
         os.write(filler, bytes(range(count)))
         os.close(filler)
-        self._answer, theirs = os.pipe()
+        answer, theirs = os.pipe()
         self._helper = os.fork()
         if self._helper == 0:
             try:
-                self._take_part()
-                found = [[*opener] for opener in self._scan.openers.get(identity, [])]
-                with open(theirs, "wb") as file:
-                    file.write(dumps([self._scan.unreadable, found]).encode())
+                self._help(path, theirs)
             finally:
                 os._exit(0)
         os.close(theirs)
+        self._answer = open(answer, "rb")  # noqa: SIM115 - it is read in parts
 
-    def _take_part(self) -> None:
+    def _help(self, path: str, theirs: int) -> None:
+        # Whoever reads what the caller prints does not wait for us.
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nowhere, descriptor)
+        with open(theirs, "wb") as file:
+            identity = _disk_at(path)
+            file.write(dumps(identity).encode() + b"\n")
+            file.flush()
+            if identity is not None:
+                scan = self._take_part(identity)
+                found = [[*opener] for opener in scan.openers.get(identity, [])]
+                file.write(dumps([scan.unreadable, found]).encode())
+
+    def _take_part(self, identity: Identity) -> _Scan:
+        scan = _Scan([identity], "/proc")
         while number := os.read(self._queue, 1):
             for name in self._chunks[number[0]]:
-                self._scan.look_into(name)
+                scan.look_into(name)
+        return scan
+
+    def answers(self, within_seconds: float) -> bool:
+        """Whether the disk, or the path of none, was looked at; False where the storage does not answer."""
+        import select
+
+        if not select.select([self._answer], [], [], within_seconds)[0]:
+            return False
+        line = self._answer.readline()
+        self._identity = Identity(*found) if line and (found := loads(line.decode())) else None
+        return True
+
+    def is_for(self, identity: Identity) -> bool:
+        """Whether it is this disk that is searched for."""
+        return self._identity == identity
 
     def result(self) -> OpenersFound:
         """Everything that is found; to be asked once. Where the helper does not tell, we look ourselves."""
-        self._take_part()
-        os.close(self._queue)
-        with open(self._answer, "rb") as file:
-            content = file.read()
-        os.waitpid(self._helper, 0)
+        assert self._identity is not None
+        identity = self._identity
+        scan = self._take_part(identity)
         try:
-            unreadable, found = loads(content.decode())
+            unreadable, found = loads(self._answer.read().decode())
         except ValueError:
-            return find_openers([self.identity], skip={os.getpid()})
-        scan = self._scan
+            return find_openers([identity], skip={os.getpid()})
         scan.unreadable += unreadable
-        scan.openers.setdefault(self.identity, []).extend(Opener(*opener) for opener in found)
+        scan.openers.setdefault(identity, []).extend(Opener(*opener) for opener in found)
         scan.look_into_all(set(self._pids), {os.getpid(), self._helper})
-        return OpenersFound({self.identity: sorted(scan.openers[self.identity])}, scan.unreadable)
+        return OpenersFound({identity: sorted(scan.openers[identity])}, scan.unreadable)
+
+    def close(self) -> None:
+        """End the helper, whatever it does; one that hangs ends when the kernel lets it."""
+        import signal
+
+        os.kill(self._helper, signal.SIGKILL)
+        os.waitpid(self._helper, os.WNOHANG)
+        os.close(self._queue)
+        self._answer.close()
+
+
+def _disk_at(path: str) -> Optional[Identity]:
+    """The disk at a path that can be open, looked at so that attributes kept from before are no answer."""
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+            return None
+    except (OSError, ValueError):
+        return None
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError:
+        pass
+    return Identity.of_stat(found)
 
 
 def has_writer(path: str) -> Optional[bool]:

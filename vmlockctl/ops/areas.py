@@ -9,6 +9,7 @@ from vmlockctl.errors import storage_error
 from vmlockctl.lease.timeouts import INIT_IO_SECONDS
 from vmlockctl.log import log, who
 from vmlockctl.ondisk.area import resource_area
+from vmlockctl.storage.patience import patiently
 from vmlockctl.storage.publish import publish_file
 from vmlockctl.text import safe
 
@@ -24,7 +25,7 @@ def ensure_lease_file(
     if _is_there(path):
         return
     try:
-        like = os.stat(membership.path)
+        like = patiently(membership.path, lambda: os.stat(membership.path))
     except OSError as error:
         raise storage_error(error, membership.path, "cannot look at the lockspace") from None
     state = directory.require_live()
@@ -41,7 +42,7 @@ def ensure_lease_file(
 def _is_there(path: str) -> bool:
     """Whether anything has that name; storage that cannot say so is no answer."""
     try:
-        os.lstat(path)
+        patiently(path, lambda: os.lstat(path))
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -14,6 +14,7 @@ import stat
 from vmlockctl.errors import NoSuchDisk, Refused
 from vmlockctl.host.openers import Identity
 from vmlockctl.records import NamedTuple
+from vmlockctl.storage.patience import patiently
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
@@ -35,8 +36,12 @@ class Disk(NamedTuple):
 
 
 def find_disk(path: str, *, shared: bool, allow_alias: bool = False) -> Disk:
-    """Look a disk up. Raises ``NoSuchDisk``, ``Refused``."""
+    """Look a disk up. Raises ``NoSuchDisk``, ``Refused``, ``IoTimeout``."""
     given = os.path.join(os.getcwd(), path)
+    return patiently(given, lambda: _find_disk(given, shared=shared, allow_alias=allow_alias))
+
+
+def _find_disk(given: str, *, shared: bool, allow_alias: bool) -> Disk:
     try:
         found = os.stat(given)
     except OSError as error:

@@ -35,6 +35,7 @@ from vmlockctl.ops.disknames import DiskName, noted_disk
 from vmlockctl.ops.dump_rindex import is_rindex, rindex_dict, rindex_geometry
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, split_colons
+from vmlockctl.storage.patience import exists, patiently
 from vmlockctl.storage.reader import read_pieces
 from vmlockctl.storage.worker import Worker
 from vmlockctl.text import decode_name
@@ -152,7 +153,7 @@ def _places(text: str, *, missing_ok: bool = False) -> Iterator[_Place]:
 def _places_at(text: str, *, missing_ok: bool) -> Iterator[_Place]:
     kind = _kind_of_file(text)
     if stat.S_ISDIR(kind):
-        names = sorted(name for name in os.listdir(text) if not name.startswith("."))
+        names = sorted(name for name in patiently(text, lambda: os.listdir(text)) if not name.startswith("."))
         names.sort(key=lambda name: name != LIBVIRT_LOCKSPACE)
         has_lockspace = LIBVIRT_LOCKSPACE in names
         for name in names:
@@ -167,7 +168,7 @@ def _places_at(text: str, *, missing_ok: bool) -> Iterator[_Place]:
         if missing_ok:
             return
         fields = split_colons(text)
-        if len(fields) in (2, 3) and os.path.exists(fields[0]):
+        if len(fields) in (2, 3) and exists(fields[0]):
             offset, size = parse_size(fields[1]), parse_size(fields[2]) if len(fields) == 3 else 0
             if offset % 512:
                 raise UsageError(f"offset {offset} is not a multiple of 512")
@@ -180,7 +181,7 @@ def _places_at(text: str, *, missing_ok: bool) -> Iterator[_Place]:
 def _kind_of_file(path: str) -> int:
     """The mode of a path, 0 where there is nothing. Raises ``OSError`` where that cannot be told."""
     try:
-        return os.stat(path).st_mode
+        return patiently(path, lambda: os.stat(path)).st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return 0
 

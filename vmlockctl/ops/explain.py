@@ -10,17 +10,18 @@ itself. "Free" is said only where everything could be looked at.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from vmlockctl import clock
-from vmlockctl.errors import NoSuchDisk
-from vmlockctl.host.images import Chain, backing_chain
+from vmlockctl.errors import IoTimeout, NoSuchDisk
+from vmlockctl.host.images import Chain, Image, backing_chain, read_image
 from vmlockctl.host.openers import Search
 from vmlockctl.host.process import comm
 from vmlockctl.lease.liveness import DEAD, LIVE, UNKNOWN
 from vmlockctl.ops.disknames import DiskNames
 from vmlockctl.ops.explain_advice import advise, summarise
-from vmlockctl.ops.explain_disk import Disk, look_at
+from vmlockctl.ops.explain_disk import NO_ANSWER, Disk, look_at
 from vmlockctl.ops.explain_facts import facts_of
 from vmlockctl.ops.explain_local import LocalUse, local_use
 from vmlockctl.ops.explain_target import disks_meant
@@ -28,6 +29,7 @@ from vmlockctl.ops.explain_world import World
 from vmlockctl.ops.explanation import BUSY, FREE, LEASE, NOBODY_KNOWS, STALE, Explanation, Holder
 from vmlockctl.ops.status import SHARED, Lease
 from vmlockctl.specs import resource_name
+from vmlockctl.storage.patience import PATIENCE_SECONDS, give_up, is_there, patiently, silent_directories
 from vmlockctl.text import format_seconds, safe
 
 TYPE_CHECKING = False
@@ -39,6 +41,17 @@ if TYPE_CHECKING:
 def find_disks(world: World, text: str) -> list[str]:
     """The disks that ``text`` means; empty where it means none."""
     return disks_meant(text, world.claims, world.domains, lambda path: _disk_of_lease(world, path))
+
+
+def wait_for_disk(search: Search, text: str) -> None:
+    """Let the search look at the disk first; where its storage does not answer, nobody looks again."""
+    if not search.answers(PATIENCE_SECONDS):
+        give_up(os.path.join(os.getcwd(), text))
+
+
+def are_there(disks: Sequence[str]) -> bool:
+    """Whether any of these disks is there, as far as their storage answers."""
+    return any(map(is_there, disks))
 
 
 def _disk_of_lease(world: World, path: str) -> Optional[str]:
@@ -57,6 +70,12 @@ def explain_disk(world: World, path: str, search: Optional[Search] = None) -> Ex
     """
     disk = look_at(path)
     leases = _leases_of(world, disk)
+    if disk.is_silent and not leases:
+        raise IoTimeout(
+            f"{safe(path)}: {NO_ANSWER} within {PATIENCE_SECONDS:g} s, and no lease of it was found",
+            hint="see whether its server can be reached; whoever has it open there waits too",
+            details={"disk": path},
+        )
     if disk.found is None and not leases:
         raise NoSuchDisk(
             f"{safe(path)}: no such disk, and no lease of it: {disk.missing}", details={"disk": path}
@@ -64,10 +83,10 @@ def explain_disk(world: World, path: str, search: Optional[Search] = None) -> Ex
     holders = [holder for lease in leases for holder in _lease_holders(lease, world)]
     local, chain = LocalUse([], [], {}), Chain(())
     if disk.identity is not None and disk.may_be_locked:
-        chain = backing_chain(path)
+        chain = backing_chain(path, _read_image)
         local = local_use(disk, disk.identity, world.claims, world.domains, search)
         holders += local.holders
-    unseen = [*world.unseen, *local.unseen]
+    unseen = [*world.unseen, *local.unseen, *(f"{safe(d)}: {NO_ANSWER}" for d in silent_directories())]
     damaged = any(lease.damage for lease in leases)
     verdict, free_in = _verdict(holders, unseen, damaged=damaged)
     facts = facts_of(disk, chain, leases, world.domains, local.forgotten)
@@ -87,6 +106,13 @@ def explain_disk(world: World, path: str, search: Optional[Search] = None) -> Ex
     )
     advice, dont = advise(answer, disk, leases, facts.overlays, world)
     return answer._replace(summary=summarise(answer), advice=advice, dont=dont)
+
+
+def _read_image(path: str) -> Optional[Image]:
+    try:
+        return patiently(path, lambda: read_image(path))
+    except IoTimeout:
+        raise TimeoutError(errno.ETIMEDOUT, NO_ANSWER) from None
 
 
 def _leases_of(world: World, disk: Disk) -> list[Lease]:

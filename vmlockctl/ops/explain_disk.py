@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import stat
 
+from vmlockctl.errors import IoTimeout
 from vmlockctl.host.libvirt import Domain
 from vmlockctl.host.openers import Identity
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, is_resource_name
+from vmlockctl.storage.patience import is_there, patiently
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Optional
 
+NO_ANSWER = "its storage does not answer"
 _ALIAS_PARENTS = ("/dev/disk", "/dev/mapper")
 
 
@@ -25,6 +28,10 @@ class Disk(NamedTuple):
     names: tuple[str, ...]  # every path of it that is known, the given one first
     found: Optional[os.stat_result]
     missing: str
+
+    @property
+    def is_silent(self) -> bool:
+        return self.missing == NO_ANSWER
 
     @property
     def identity(self) -> Optional[Identity]:
@@ -39,8 +46,8 @@ class Disk(NamedTuple):
         if path is None or path in self.names:
             return path is not None
         try:
-            return self.found is not None and Identity.of_path(path) == self.identity
-        except (OSError, ValueError):
+            return self.found is not None and patiently(path, lambda: Identity.of_path(path)) == self.identity
+        except (OSError, ValueError, IoTimeout):
             return False
 
     def is_disk_of(self, domain: Domain) -> bool:
@@ -52,6 +59,13 @@ class Disk(NamedTuple):
 
 def look_at(path: str) -> Disk:
     """The disk at a path, whether it is there or not."""
+    try:
+        return patiently(path, lambda: _look_at(path))
+    except IoTimeout:
+        return Disk(path, (path,), None, NO_ANSWER)
+
+
+def _look_at(path: str) -> Disk:
     try:
         found, missing = os.stat(path), ""
     except (OSError, ValueError) as error:
@@ -92,4 +106,4 @@ def _links(path: str, found: os.stat_result) -> Iterator[str]:
 def is_lease_file(path: str) -> bool:
     """Whether a path is that of a lease in a lease directory, as far as its name tells."""
     directory, name = os.path.split(path)
-    return is_resource_name(name) and os.path.exists(os.path.join(directory, LIBVIRT_LOCKSPACE))
+    return is_resource_name(name) and is_there(os.path.join(directory, LIBVIRT_LOCKSPACE))

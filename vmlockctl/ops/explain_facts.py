@@ -10,6 +10,7 @@ from vmlockctl.host.process import exists
 from vmlockctl.ops.explain_disk import Disk
 from vmlockctl.ops.status import Lease
 from vmlockctl.records import NamedTuple
+from vmlockctl.storage.patience import answers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ def facts_of(
     """
     told = [("also named", name) for name in disk.names[1:]]
     if disk.found is None:
-        told.append(("disk", f"it is not there: {disk.missing}"))
+        told.append(("disk", disk.missing if disk.is_silent else f"it is not there: {disk.missing}"))
     overlays: list[str] = []
     if disk.found is not None and stat.S_ISREG(disk.found.st_mode):
-        overlays = overlays_of(disk.names, [each.path for domain in domains for each in domain.disks])
+        paths = [each.path for domain in domains for each in domain.disks]
+        overlays = overlays_of(disk.names, filter(answers, paths))
         if disk.found.st_nlink > 1:
             told.append(("hard links", f"{disk.found.st_nlink}: names that no lease covers"))
     if chain.images:

@@ -83,7 +83,7 @@ def local_use(
     search: Optional[Search],
 ) -> LocalUse:
     """Every use of the disk that this machine can show, and what it cannot."""
-    if search is not None and search.identity == identity:
+    if search is not None and search.is_for(identity):
         found = search.result()
     else:
         found = find_openers([identity], skip={os.getpid()})

@@ -16,6 +16,7 @@ from vmlockctl.host.qemu import find_disks, is_qemu, vm_name, vm_uuid
 from vmlockctl.host.qemus import RunningQemu, running_qemus
 from vmlockctl.ops.explain_disk import is_lease_file
 from vmlockctl.ops.explain_locks import lockd_name
+from vmlockctl.storage.patience import is_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def disks_meant(
     name = os.path.basename(path)
     if is_lease_file(path):
         return [disk_of_lease(path) or path]
-    if os.path.lexists(path):
+    if is_there(path):
         return [os.path.normpath(path) if not text.startswith("/") else path]
     named = _disks_of_vm(text, claims, domains) or _disks_of_lockd(name, domains)
     if named:

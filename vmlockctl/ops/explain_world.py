@@ -20,6 +20,7 @@ from vmlockctl.ops.explain_disk import is_lease_file
 from vmlockctl.ops.session import Session
 from vmlockctl.ops.status import Lease, Lookout, Status
 from vmlockctl.records import NamedTuple
+from vmlockctl.storage.patience import is_there, real_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class World(NamedTuple):
 def session_for(session: Session, text: str) -> Session:
     """The session, with the lockspace of a lease file where ``text`` is one and no other is named."""
     path = os.path.join(os.getcwd(), text)
-    if session.lockspace is None and is_lease_file(path) and os.path.exists(path):
+    if session.lockspace is None and is_lease_file(path) and is_there(path):
         return session._replace(lockspace=os.path.dirname(path))
     return session
 
@@ -95,11 +96,9 @@ def _with_sanlock(seen: Status) -> Status:
 
 def _sanlock_host_ids(seen: Status) -> set[int]:
     area = seen.lockspace.area
-    real = os.path.realpath(area.path)
+    real = real_path(area.path)
     return {
-        one.host_id
-        for one in joined_lockspaces()
-        if (os.path.realpath(one.path), one.offset) == (real, area.offset)
+        one.host_id for one in joined_lockspaces() if (real_path(one.path), one.offset) == (real, area.offset)
     }
 
 

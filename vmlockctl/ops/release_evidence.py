@@ -54,6 +54,7 @@ from vmlockctl.ops.unproven import gave_up, instance_text, not_proven, owner_tex
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import resource_name
 from vmlockctl.storage.driver import Driver
+from vmlockctl.storage.patience import exists, real_path
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
@@ -142,9 +143,9 @@ def _membership(session: Session, config: Config, disks: Sequence[str]) -> Membe
 def _wants(membership: Membership, disk: str) -> list[Want]:
     """The leases of all names of a disk that there are; it need not exist on this host, or at all."""
     given = os.path.join(os.getcwd(), disk)
-    names = dict.fromkeys((given, os.path.realpath(given)))
+    names = dict.fromkeys((given, real_path(given)))
     identity = None
-    if os.path.exists(given) and not os.path.isdir(given):
+    if exists(given) and not os.path.isdir(given):
         found = find_disk(given, shared=False, allow_alias=True)
         identity = found.identity
         names.update(dict.fromkeys(found.names))
@@ -154,7 +155,7 @@ def _wants(membership: Membership, disk: str) -> list[Want]:
         )
         for name in names
     ]
-    there = [want for want in wants if os.path.exists(want.path)]
+    there = [want for want in wants if exists(want.path)]
     if not there:
         raise NoSuchArea(
             f"{safe(given)}: there is no lease of it in {membership.target}",

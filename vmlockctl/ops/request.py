@@ -16,6 +16,7 @@ from vmlockctl.managers.base import Want, lock_manager
 from vmlockctl.ops.session import Session, chosen_membership, lease_path, live_directory
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import resource_name
+from vmlockctl.storage.patience import exists, real_path
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
@@ -78,10 +79,10 @@ def _prepared(session: Session, disk: str) -> tuple[str, LockspaceDir, Want]:
         raise NotJoined("this host has not joined any lockspace, so it can ask nobody")
     directory = live_directory(session, membership)
     path = os.path.join(os.getcwd(), disk)
-    for name in (path, os.path.realpath(path)):
+    for name in (path, real_path(path)):
         resource = resource_name(name)
         area = lease_path(membership, resource)
-        if os.path.exists(area):
+        if exists(area):
             return config.lock_manager, directory, Want(resource, area, 0, name, None, shared=False)
     raise NoSuchArea(
         f"{safe(path)}: there is no lease of it in {membership.target}",

@@ -9,8 +9,6 @@ with the usual io_timeout renew, and before such a host has even joined.
 
 from __future__ import annotations
 
-import os
-
 from vmlockctl import clock
 from vmlockctl.errors import NoSuchArea
 from vmlockctl.lease.delta import Lockspace, identify_lockspace, occupied_records
@@ -20,6 +18,7 @@ from vmlockctl.ondisk.geometry import Geometry
 from vmlockctl.ops.dump_leases import AreaDump, dump
 from vmlockctl.records import NamedTuple
 from vmlockctl.storage.driver import Driver
+from vmlockctl.storage.patience import is_there
 from vmlockctl.storage.reader import read_pieces
 from vmlockctl.storage.worker import Worker
 
@@ -121,7 +120,7 @@ class LeaseAreas:
                 sectors = read_pieces(path, wanted, timeout_seconds=seconds, worker=self._worker).pieces
                 yield from self._areas(path, sectors, geometry, highest)
             except NoSuchArea:
-                if os.path.lexists(path):
+                if is_there(path):
                     raise
                 # Removed since the directory was listed.
 

@@ -14,10 +14,11 @@ from vmlockctl.config import LIBVIRT_LEASE_DIR, Config
 from vmlockctl.daemon.control import ensure_running, is_running
 from vmlockctl.daemon.hoststate import LEFT, LockspaceDir, Membership
 from vmlockctl.daemon.memberships import Memberships
-from vmlockctl.errors import ConfigError, DaemonNotRunning, NoSuchArea, NotJoined, UsageError
+from vmlockctl.errors import ConfigError, DaemonNotRunning, IoTimeout, NoSuchArea, NotJoined, UsageError
 from vmlockctl.host.rundir import RunDir
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target
+from vmlockctl.storage.patience import exists, patiently
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def administered_target(session: Session, text: Optional[str], config: Config) -
 
 def require_area(target: Target) -> None:
     """Raise ``NoSuchArea`` where a target names nothing: a better answer than "not joined"."""
-    if not os.path.exists(target.path):
+    if not exists(target.path):
         raise NoSuchArea(f"{target.path}: no such lockspace")
 
 
@@ -71,19 +72,21 @@ def local_target(session: Session) -> Target:
 
 def find_membership(session: Session, target: Target) -> Optional[Membership]:
     """This host's membership of a lockspace, whichever way its path is written."""
-    wanted = _identity(target.path, target.offset)
-    for membership in session.memberships.all():
-        if (membership.path, membership.offset) == (target.path, target.offset) or (
-            wanted is not None and _identity(membership.path, membership.offset) == wanted
-        ):
+    joined = session.memberships.all()
+    for membership in joined:
+        if (membership.path, membership.offset) == (target.path, target.offset):
+            return membership
+    wanted = _identity(target.path, target.offset) if joined else None
+    for membership in joined:
+        if wanted is not None and _identity(membership.path, membership.offset) == wanted:
             return membership
     return None
 
 
 def _identity(path: str, offset: int) -> Optional[tuple[int, int, int]]:
     try:
-        found = os.stat(path)
-    except OSError:
+        found = patiently(path, lambda: os.stat(path))
+    except (OSError, IoTimeout):
         return None
     return (found.st_dev, found.st_ino, offset)
 
@@ -152,7 +155,7 @@ def lease_path(membership: Membership, resource: str) -> str:
 
 def _directory_of_file(path: str) -> Optional[str]:
     try:
-        is_block = stat.S_ISBLK(os.stat(path).st_mode)
+        is_block = stat.S_ISBLK(patiently(path, lambda: os.stat(path)).st_mode)
     except OSError:
         is_block = False
     return None if is_block else os.path.dirname(path)

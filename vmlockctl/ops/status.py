@@ -13,7 +13,7 @@ from vmlockctl.config import load
 from vmlockctl.daemon.claims import HELD, Claim, ClaimStore
 from vmlockctl.daemon.control import daemon_pid, standby_pid
 from vmlockctl.daemon.hoststate import LEVEL, LIVE, LOST, HostState, Membership
-from vmlockctl.errors import NoSuchArea, NotJoined, storage_error
+from vmlockctl.errors import NoSuchArea, NotJoined, StorageError, storage_error
 from vmlockctl.host.process import is_alive
 from vmlockctl.lease.delta import Lockspace
 from vmlockctl.lease.liveness import (
@@ -44,6 +44,8 @@ from vmlockctl.ops.session import (
 )
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target, resource_name
+from vmlockctl.storage.patience import exists, patiently, real_path
+from vmlockctl.text import format_seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -162,7 +164,12 @@ class Lookout:
             self._start(target)
         # What we saw ourselves goes on from what the daemon had seen, and is newer.
         rows = {**(directory.read_observations() if directory is not None else {}), **self._rows}
-        lockspace, host_ids = _watch(self._records, rows, observe_seconds, on_look)
+        try:
+            lockspace, host_ids = _watch(self._records, rows, observe_seconds, on_look)
+        except StorageError as error:
+            if state is not None:
+                error.hint = _own_hint(state)
+            raise
         has_watched, self._rows = bool(self._rows), rows
         own_timeout = membership.io_timeout if membership is not None else lockspace.io_timeout
         # Whole seconds, as the protocol judges: what is shown dead here can be taken over now.
@@ -253,7 +260,7 @@ def _which(session: Session) -> tuple[Optional[Membership], Target]:
             membership.path, membership.offset, membership.name, 0, membership.lease_dir
         )
     for candidate in (local_target(session), parse_target("/var/lib/libvirt/sanlock")):
-        if os.path.exists(candidate.path):
+        if exists(candidate.path):
             return None, candidate
     raise NotJoined("this host has not joined any lockspace", hint="name one with -L TARGET")
 
@@ -302,6 +309,17 @@ def _shown_state(state: HostState) -> str:
     return LOST if state.state == LIVE and not state.is_certain(clock.boottime()) else state.state
 
 
+def _own_hint(state: HostState) -> str:
+    """What this host's own records tell while the storage does not answer."""
+    member = state.membership
+    if _shown_state(state) != LIVE:
+        why = state.problem or "it has left"
+        return f"this host (host id {member.host_id}) holds no host lease there: {why}"
+    left = format_seconds(state.expires_at - clock.boottime())
+    why = f" ({state.problem})" if state.problem else ""
+    return f"the host lease of this host (host id {member.host_id}) ends in {left}, and its VMs with it{why}"
+
+
 def _this_host(session: Session, state: Optional[HostState]) -> Optional[dict[str, Any]]:
     if state is None:
         return None
@@ -346,9 +364,9 @@ def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
         paths = []
         for disk in disks:
             given = os.path.join(os.getcwd(), disk)
-            names = dict.fromkeys((given, os.path.realpath(given)))
+            names = dict.fromkeys((given, real_path(given)))
             paths += [os.path.join(directory, resource_name(name)) for name in names]
-        found = [path for path in paths if os.path.exists(path)]
+        found = [path for path in paths if exists(path)]
         if not found:
             raise NoSuchArea(
                 f"{', '.join(disks)}: no lease in {directory}",
@@ -358,7 +376,7 @@ def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
     if directory is None:
         return []
     try:
-        entries = os.listdir(directory)
+        entries = patiently(directory, lambda: os.listdir(directory))
     except OSError as error:
         raise storage_error(error, directory, "cannot read the lease directory") from None
     return sorted(

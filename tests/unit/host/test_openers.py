@@ -54,21 +54,39 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
+def searched(disk: Path) -> OpenersFound:
+    search = Search(str(disk))
+    try:
+        assert search.answers(10)
+        assert search.is_for(Identity.of_path(str(disk)))
+        return search.result()
+    finally:
+        search.close()
+
+
+@pytest.mark.parametrize("path", ["/nonexistent", "/", "a\0b", "x" * 5000])
+def test_a_search_for_what_is_no_disk(path: str) -> None:
+    search = Search(path)
+    assert search.answers(10)
+    assert not search.is_for(Identity.of_path("/"))
+    search.close()
+
+
 def test_a_search_in_another_process_finds_the_same(disk: Path) -> None:
     """Neither itself nor who asked."""
     identity = Identity.of_path(str(disk))
     with held_open((os.O_RDWR, disk)) as first, held_open((os.O_RDONLY, disk)) as second, disk.open():
-        search = Search(identity)
-        found = search.result()
+        found = searched(disk)
         assert found == find_openers([identity], skip={os.getpid()})
         assert {opener.pid for opener in found.openers[identity]} == {first, second}
 
 
 def test_a_search_that_fails_is_made_again(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openers, "dumps", None)
+    dumps = openers.dumps
+    monkeypatch.setattr(openers, "dumps", lambda told: dumps(told) if isinstance(told, Identity) else None)
     identity = Identity.of_path(str(disk))
     with held_open((os.O_RDWR, disk)) as pid:
-        found = Search(identity).result()
+        found = searched(disk)
         assert [opener.pid for opener in found.openers[identity]] == [pid]
 
 

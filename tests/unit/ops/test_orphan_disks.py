@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from vmlockctl.ops.orphans import disks, patience
+from vmlockctl.ops.orphans import disks
 from vmlockctl.ops.orphans.disks import GONE, OUT_OF_SIGHT, THERE, look_for
+from vmlockctl.storage import patience
 
 
 def test_there(tmp_path: Path) -> None:

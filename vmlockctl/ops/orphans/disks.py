@@ -11,8 +11,8 @@ import os
 
 from vmlockctl.errors import StorageError
 from vmlockctl.host.mounts import unmounted_above
-from vmlockctl.ops.orphans.patience import patiently
 from vmlockctl.records import NamedTuple
+from vmlockctl.storage.patience import patiently
 
 THERE, GONE, OUT_OF_SIGHT = "there", "gone", "out of sight"
 

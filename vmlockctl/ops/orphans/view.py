@@ -13,11 +13,11 @@ from vmlockctl.host.process import boot_id, comm, identify, is_alive
 from vmlockctl.host.qemus import RunningQemu, running_qemus
 from vmlockctl.host.sanlockd import SanlockSilent, joined_lockspaces
 from vmlockctl.ops.dump_leases import dump
-from vmlockctl.ops.orphans.patience import patiently
 from vmlockctl.ops.session import Session, find_membership
 from vmlockctl.ops.status import SHARED, Host, Lease, Status
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import Target, resource_name
+from vmlockctl.storage.patience import patiently
 from vmlockctl.text import format_seconds
 
 TYPE_CHECKING = False
