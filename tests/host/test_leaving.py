@@ -110,6 +110,23 @@ def test_who_waits_is_granted_nothing_while_the_leave_hangs(
     assert other.acquire(holder.pid, disk).returncode == 0
 
 
+@pytest.mark.real("fusermount3")
+def test_a_host_leaves_while_a_renewal_is_on_its_way(faulty: FaultyMount, host_alone: VmHost) -> None:
+    """The write ends well, but the host is live no more: it is neither renewed nor lost, it leaves."""
+    stage = make_stage(faulty, host_alone)
+    host = stage.host
+    host.wait_for_pair()
+    for generation in range(1, 3):  # the renewal has 1 s; where the leave came later, nothing is shown
+        faulty.fail("hang", operations=("write",), names=LOCKSPACE_ONLY)
+        wait_for("a renewal", lambda: faulty.hung > 0, within=10)
+        leaving = host.start("remove-host", stage.seen)
+        wait_for("the leave", lambda: host_record(host)["state"] == "leaving", within=10)
+        faulty.heal()
+        assert leaving.wait(within=10) == 0, f"generation {generation}: {host_record(host)}"
+        assert read_delta(stage.behind, 1).is_free
+        host.join(stage.seen, 1)
+
+
 def test_a_daemon_that_is_told_to_stop_leaves_first(
     host: VmHost, holder: Child, lease_dir: Path, disk: Path
 ) -> None:

@@ -26,6 +26,8 @@ from tests.support.programs import Child, run_command
 from tests.support.systemcalls import CALLS, Call, Run, run_supervised
 from tests.support.vmhost import OUR_COMMAND, VmHost
 
+pytestmark = pytest.mark.busy
+
 EXISTS, STORAGE, PERMISSION = 73, 74, 77
 
 # By fault, so that one lockspace serves many.

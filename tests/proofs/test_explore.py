@@ -8,6 +8,8 @@ from tests.proofs.explore import as_it_must, line
 from tests.proofs.explorer import SCENES, check, explore, replay
 from vmlockctl.lease import ballot
 
+pytestmark = pytest.mark.busy
+
 SMALL = ("two", "two-shared")
 TEETH = tuple(name for name, scene in SCENES.items() if scene.finds)
 LARGE = ("two-epochs", "two-all", "two-retry", "two-rejoin", "three-2", "three-late", "four-1")

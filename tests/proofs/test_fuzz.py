@@ -21,6 +21,8 @@ from vmlockctl.lease.steps import WriteSector
 from vmlockctl.ondisk.dblock import Dblock
 from vmlockctl.ondisk.leader import Leader
 
+pytestmark = pytest.mark.busy
+
 ROOT = Path(__file__).resolve().parents[2]
 CI_CASES = 2_000_000
 

@@ -10,6 +10,8 @@ from tests.proofs.mutants import find, runs_of
 from tests.proofs.mutants_catalogue import BY_NAME, CHECKS, MUTANTS, Mutant
 from tests.proofs.mutated import OutOfDate, mutated_source
 
+pytestmark = pytest.mark.busy
+
 
 @pytest.mark.parametrize("mutant", [m for m in MUTANTS if m.old], ids=lambda mutant: mutant.name)
 def test_the_source_has_the_snippet_of_each_mutant(mutant: Mutant) -> None:

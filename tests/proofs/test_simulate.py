@@ -12,6 +12,8 @@ from tests.proofs.simulator.scenario import YEAR_SECONDS, Result, Size, run_seed
 from vmlockctl.lease import paxos, resource
 from vmlockctl.ondisk.checksum import checksum
 
+pytestmark = pytest.mark.busy
+
 SMALL = Size(acquisitions=200, host_seconds=86400.0)
 
 # Together 896 seeds: 36 host-years and 2 million acquisitions, in parts that run side by side.

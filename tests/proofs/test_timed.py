@@ -6,6 +6,8 @@ import pytest
 
 from tests.proofs.timed import SHORT_DEAD, SHORT_SETTLE, SLICE, SMOKE, Case, cases, check
 
+pytestmark = pytest.mark.busy
+
 
 def verify(case: Case) -> None:
     outcome = check(case)

@@ -10,6 +10,8 @@ import pytest
 from tests.proofs import verdicts
 from tests.proofs.verdicts import Case, Verdict, compare
 
+pytestmark = pytest.mark.busy
+
 CI_CASES = 4000
 
 

@@ -32,6 +32,8 @@ from vmlockctl.lease.resource import Claimant
 from vmlockctl.lease.steps import Wait, WriteSector
 from vmlockctl.ondisk.dblock import MAX_MBAL, Dblock
 
+pytestmark = pytest.mark.busy
+
 LIVE = {host_id: seen_live(host_id, NOW) for host_id in range(1, NUM_HOSTS + 1)}
 EXCLUSIVE, SHARED = "EX", "SH"
 

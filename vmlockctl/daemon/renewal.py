@@ -176,7 +176,7 @@ class Renewal:
         try:
             self._lock_host()
             self._state = self.directory.read_state()  # another thread may have left meanwhile
-            while not self._stop.is_set():
+            while True:
                 self._cycle()
         except _Stopped:
             pass
@@ -198,7 +198,11 @@ class Renewal:
 
     def _cycle(self) -> None:
         """One life of a host lease: continue or join, renew until it is lost, wait for the VMs' end."""
-        state = self._state
+        with self._mutex:
+            state, told_to_leave = self._state, self._leave
+        if told_to_leave:  # while a renewal was on its way
+            self._stop.wait()
+            self._finish()
         if state is None or state.state == LEFT:
             self._join_until_joined()
         elif state.state == LIVE and state.is_certain(clock.boottime()):
