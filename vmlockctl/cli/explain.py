@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmlockctl.ops.explain_search import Search
+from vmlockctl.ops.explain_search import Begun
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 def execute(context: Context, values: dict[str, Any], words: list[str]) -> int:
     text = " ".join(words)
-    search = Search(text)
+    begun = Begun(text)
     # While it is at work, the rest of the program is loaded, and the lockspace is read.
     from vmlockctl.cli.explanations import explain
 
     try:
-        return explain(context, text, search, observe=values["observe"], watch=values["watch"])
+        return explain(context, text, begun, observe=values["observe"], watch=values["watch"])
     finally:
-        search.close()
+        begun.close()

@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
     from vmlockctl.cli.params import Context
     from vmlockctl.ops.explain_error import Explained
-    from vmlockctl.ops.explain_search import Search
+    from vmlockctl.ops.explain_search import Begun
 
 _WATCH_SECONDS = 1.0
 _CLEAR = "\x1b[H\x1b[2J"
 
 
-def explain(context: Context, text: str, search: Search, *, observe: float, watch: bool) -> int:
-    """Explain a disk or an error; ``search`` is used for the first look at a disk."""
-    wait_for_disk(search, text)
+def explain(context: Context, text: str, begun: Begun, *, observe: float, watch: bool) -> int:
+    """Explain a disk or an error; ``begun`` is used for the first look at a disk."""
+    wait_for_disk(begun.search, text)
     if text.startswith("-") and _explain_error(context, text):  # a number such as -243
         return EXIT_OK
     session = session_for(open_session(run_dir=context.run_dir, lockspace=context.lockspace), text)
     with Lookout(session, again=watch) as lookout:
-        begun: Optional[Search] = search
+        first: Optional[Begun] = begun
         while True:
             world = look_around(lookout, observe_seconds=observe)
             disks = find_disks(world, text)
             if not are_there(disks) and _explain_error(context, text):
                 return EXIT_OK
-            answers = [explain_disk(world, disk, begun) for disk in disks]
-            begun = None
+            answers = [explain_disk(world, disk, first) for disk in disks]
+            first = None
             if not answers:
                 raise _nothing_known(text)
             if watch and is_terminal():

@@ -150,16 +150,21 @@ def _parse_lock(words: Sequence[bytes]) -> Optional[tuple[ByteLock, int, str]]:
         return None
 
 
-def kernel_locks(path: str, *, proc: str = "/proc") -> list[tuple[ByteLock, int]]:
+def kernel_locks(
+    path: str, *, proc: str = "/proc", table: Optional[bytes] = None
+) -> list[tuple[ByteLock, int]]:
     """Every lock of a file that this kernel knows, with the pid it states (-1: none). Raises ``OSError``.
+
+    ``table``: /proc/locks, where it was read before.
 
     By file system device and inode of the path itself: a lock of a block device lies on its node.
     """
     found = os.stat(path)
     wanted = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    return [
-        (lock, pid) for lock, pid, place in parse_proc_locks(read_proc(f"{proc}/locks")) if place == wanted
-    ]
+    if table is None:
+        table = read_proc(f"{proc}/locks")
+    lines = b"\n".join(line for line in table.splitlines() if wanted.encode() in line)
+    return [(lock, pid) for lock, pid, place in parse_proc_locks(lines) if place == wanted]
 
 
 def foreign_bytes(path: str, bytes_to_try: Iterable[int]) -> list[int]:

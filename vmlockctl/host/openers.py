@@ -108,6 +108,7 @@ class Search:
 
     def __init__(self, path: str) -> None:
         self._identity: Optional[Identity] = None
+        self._has_ended = False
         self._pids = [name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
         count = min(len(self._pids) // _CHUNK + 1, 255)
         self._chunks = [self._pids[number::count] for number in range(count)]
@@ -165,8 +166,10 @@ class Search:
         assert self._identity is not None
         identity = self._identity
         scan = self._take_part(identity)
+        answer = self._answer.read()
+        self._has_ended = True
         try:
-            unreadable, found = loads(self._answer.read().decode())
+            unreadable, found = loads(answer.decode())
         except ValueError:
             return find_openers([identity], skip={os.getpid()})
         scan.unreadable += unreadable
@@ -176,9 +179,10 @@ class Search:
 
     def close(self) -> None:
         """End the helper, whatever it does; one that hangs ends when the kernel lets it."""
-        import signal
+        if not self._has_ended:
+            import signal
 
-        os.kill(self._helper, signal.SIGKILL)
+            os.kill(self._helper, signal.SIGKILL)
         os.waitpid(self._helper, os.WNOHANG)
         os.close(self._queue)
         self._answer.close()

@@ -24,6 +24,7 @@ from vmlockctl.ops.explain_advice import advise, summarise
 from vmlockctl.ops.explain_disk import NO_ANSWER, Disk, look_at
 from vmlockctl.ops.explain_facts import facts_of
 from vmlockctl.ops.explain_local import LocalUse, local_use
+from vmlockctl.ops.explain_search import Begun
 from vmlockctl.ops.explain_target import disks_meant
 from vmlockctl.ops.explain_world import World
 from vmlockctl.ops.explanation import BUSY, FREE, LEASE, NOBODY_KNOWS, STALE, Explanation, Holder
@@ -63,10 +64,10 @@ def _disk_of_lease(world: World, path: str) -> Optional[str]:
     return known
 
 
-def explain_disk(world: World, path: str, search: Optional[Search] = None) -> Explanation:
+def explain_disk(world: World, path: str, begun: Optional[Begun] = None) -> Explanation:
     """Everything about one disk. Raises ``NoSuchDisk`` where there is neither a disk nor a lease of it.
 
-    ``search``: for its openers, if one was begun.
+    ``begun``: what was begun for it before.
     """
     disk = look_at(path)
     leases = _leases_of(world, disk)
@@ -84,7 +85,7 @@ def explain_disk(world: World, path: str, search: Optional[Search] = None) -> Ex
     local, chain = LocalUse([], [], {}), Chain(())
     if disk.identity is not None and disk.may_be_locked:
         chain = backing_chain(path, _read_image)
-        local = local_use(disk, disk.identity, world.claims, world.domains, search)
+        local = local_use(disk, disk.identity, world.claims, world.domains, begun)
         holders += local.holders
     unseen = [*world.unseen, *local.unseen, *(f"{safe(d)}: {NO_ANSWER}" for d in silent_directories())]
     damaged = any(lease.damage for lease in leases)

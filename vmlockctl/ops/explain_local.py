@@ -20,11 +20,12 @@ from vmlockctl.host.imagelocks import (
 )
 from vmlockctl.host.libvirt import Domain
 from vmlockctl.host.libvirt_qemus import Forgotten, forgotten_by_libvirt
-from vmlockctl.host.openers import Identity, Opener, Search, find_openers, has_writer
+from vmlockctl.host.openers import Identity, Opener, find_openers, has_writer
 from vmlockctl.host.process import cmdline, started_at
 from vmlockctl.host.qemus import RunningQemu
 from vmlockctl.ops.explain_disk import Disk
 from vmlockctl.ops.explain_locks import VIRTLOCKD, lockd_file, lockd_mode, locks_of_nobody, vms_with
+from vmlockctl.ops.explain_search import Begun
 from vmlockctl.ops.explain_target import qemu_of
 from vmlockctl.ops.explanation import LOCKD, OPEN, QEMU, Holder
 from vmlockctl.records import NamedTuple
@@ -80,11 +81,11 @@ def local_use(
     identity: Identity,
     claims: Sequence[Claim],
     domains: Sequence[Domain],
-    search: Optional[Search],
+    begun: Optional[Begun],
 ) -> LocalUse:
     """Every use of the disk that this machine can show, and what it cannot."""
-    if search is not None and search.is_for(identity):
-        found = search.result()
+    if begun is not None and begun.search.is_for(identity):
+        found = begun.search.result()
     else:
         found = find_openers([identity], skip={os.getpid()})
     users = [_user(opener, identity, claims, domains) for opener in found.openers.get(identity, [])]
@@ -96,7 +97,8 @@ def local_use(
     holders = [_holder(user, disk, domains) for user in users]
     holders += [_kernel_user(use) for use in block_users(identity)]
     accounted = [lock for user in users for lock in user.locks]
-    holders += locks_of_nobody(disk, accounted, unseen, hidden=hidden)
+    table = begun.locks.content() if begun is not None else None
+    holders += locks_of_nobody(disk, accounted, unseen, hidden=hidden, table=table)
     holders += lockd_file(disk, domains)
     forgotten = {user.forgotten.uuid: user.opener.pid for user in users if user.forgotten is not None}
     return LocalUse(holders, unseen, forgotten)

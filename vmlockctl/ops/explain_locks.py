@@ -22,6 +22,7 @@ from vmlockctl.ops.explanation import LOCKD, QEMU, Holder
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Optional
 
 VIRTLOCKD = "virtlockd"
 
@@ -36,12 +37,23 @@ def vms_with(domains: Sequence[Domain], disk: Disk) -> str:
 
 
 def locks_of_nobody(
-    disk: Disk, accounted: Sequence[ByteLock], unseen: list[str], *, hidden: bool
+    disk: Disk,
+    accounted: Sequence[ByteLock],
+    unseen: list[str],
+    *,
+    hidden: bool,
+    table: Optional[bytes] = None,
 ) -> list[Holder]:
-    """Locks that the kernel, or the file's server, knows and no process that we see holds."""
+    """Locks that the kernel, or the file's server, knows and no process that we see holds.
+
+    ``table``: /proc/locks of a moment before the processes were looked at. A lock that is there belongs to
+    nobody only if it is still there.
+    """
     path = disk.path
     try:
-        here = [lock for lock, _pid in kernel_locks(path) if lock.kind != "FLOCK" and lock not in accounted]
+        here = _left_over(path, accounted, table)
+        if here and table is not None:
+            here = _left_over(path, accounted, None)
         elsewhere = foreign_bytes(path, interesting_bytes())
     except OSError as error:
         unseen.append(f"the locks of {path}: {error.strerror}")
@@ -72,6 +84,11 @@ def locks_of_nobody(
             server=filesystem.server if filesystem else "",
         )
     ]
+
+
+def _left_over(path: str, accounted: Sequence[ByteLock], table: Optional[bytes]) -> list[ByteLock]:
+    locks = kernel_locks(path, table=table)
+    return [lock for lock, _pid in locks if lock.kind != "FLOCK" and lock not in accounted]
 
 
 def lockd_file(disk: Disk, domains: Sequence[Domain]) -> list[Holder]:
