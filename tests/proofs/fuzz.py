@@ -8,7 +8,7 @@ never over a damaged leader.
 Ctrl-C ends a run early, with its figures; with ``--seed N --keep FILE`` the next one goes on from there.
 
 One case is one mutated record or area given to its reader. The figures say how many each reader had: the
-decoders of single records have most of them.
+decoders of single records have most of them. Checksums are summed by a library (``checksums``).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
+from tests.proofs.checksums import summing_quickly
 from tests.proofs.fuzzing import files, output, procedures, records, rindex
 from tests.proofs.fuzzing.cases import CPU_LIMIT_SECONDS, SEEDS, Case, Checking, Target
 from tests.proofs.kept import Keeper
@@ -107,12 +108,13 @@ def run_piece(piece: Piece) -> Result:
     """Run a piece. Only a batch that took longer than one case may is looked at case by case."""
     failures: list[Failure] = []
     slowest = 0.0
-    for name, count in piece.counts.items():
-        target = TARGETS[name]
-        source = random.Random(f"{piece.seed}:{name}")
-        for begin in range(0, count, target.batch):
-            batch = list(target.cases(source, min(target.batch, count - begin)))
-            slowest = max(slowest, _run_batch(target, batch, failures))
+    with summing_quickly():
+        for name, count in piece.counts.items():
+            target = TARGETS[name]
+            source = random.Random(f"{piece.seed}:{name}")
+            for begin in range(0, count, target.batch):
+                batch = list(target.cases(source, min(target.batch, count - begin)))
+                slowest = max(slowest, _run_batch(target, batch, failures))
     return Result(piece.seed, piece.counts, failures, slowest, _peak_rss_mb())
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.proofs.simulate import Job, Totals, kept_seeds, replay, replay_command, simulate
-from tests.proofs.simulator.memo import quick_checksum, remembering
+from tests.proofs.simulator.memo import remembering
 from tests.proofs.simulator.scenario import YEAR_SECONDS, Result, Size, run_seed
 from vmlockctl.lease import paxos, resource
-from vmlockctl.ondisk.checksum import checksum
 
 pytestmark = pytest.mark.busy
 
@@ -52,13 +49,6 @@ def test_without_a_watchdog_two_owners_are_found(
     shown = capsys.readouterr().err.splitlines()
     assert "VIOLATION" in shown[-2]
     assert sum("HOLDS" in line for line in shown) >= 2
-
-
-def test_the_quick_checksum_is_the_checksum() -> None:
-    for length in (0, 1, 48, 168, 200):
-        for _ in range(20):
-            data = os.urandom(length)
-            assert quick_checksum(data) == checksum(data), data.hex()
 
 
 def test_the_procedures_are_the_shipped_ones_again_afterwards() -> None:

@@ -13,7 +13,7 @@ from functools import cache
 from struct import Struct
 from typing import NamedTuple
 
-from vmlockctl.ondisk.checksum import checksum
+from tests.proofs.checksums import quick_checksum
 from vmlockctl.ondisk.dblock import DBLOCK, DBLOCK_CHECKSUM_LEN, MAX_MBAL, MODE_BLOCK_OFFSET, Dblock
 from vmlockctl.ondisk.leader import (
     DELTA_MAGIC,
@@ -95,7 +95,7 @@ def repaired(delta: int, layout: Layout) -> int:
         return delta
     shift = 8 * layout.sum_offset
     covered = delta.to_bytes(RECORD_LEN, "little")[: layout.checked]
-    difference = checksum(covered) ^ checksum(bytes(layout.checked))
+    difference = quick_checksum(covered) ^ quick_checksum(bytes(layout.checked))
     return (delta & ~(0xFFFFFFFF << shift)) | difference << shift
 
 
@@ -112,7 +112,7 @@ class Mutator:
         self._base = int.from_bytes(record[:RECORD_LEN].ljust(RECORD_LEN, b"\0"), "little")
         self._sealed = repaired(self._base, layout) if layout.checked else self._base
         if layout.checked:  # ``repaired`` reckons from zeros, whose sum is not 0
-            self._sealed ^= checksum(bytes(layout.checked)) << 8 * layout.sum_offset
+            self._sealed ^= quick_checksum(bytes(layout.checked)) << 8 * layout.sum_offset
         deltas = [delta for delta in self._deltas(layout, others, random.Random(seed)) if delta]
         flips, repaired_flips = _bit_flips(layout)
         # Three mutations in four are a field's own, the others are flips of any bit.
