@@ -242,6 +242,10 @@ class Machine:
         if not armed:
             self._watch(self.boots)
 
+    def is_watched_for(self, seconds: float) -> bool:
+        """Whether the watchdog lets it live so long; of one that stood a while, it may not."""
+        return self.watchdog_at - self.world.clockwork.now > seconds
+
     def _watch(self, boots: int) -> None:
         clockwork = self.world.clockwork
 

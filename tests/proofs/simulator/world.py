@@ -14,6 +14,7 @@ from vmlockctl.daemon.hoststate import Membership
 from vmlockctl.lease.delta import Lockspace
 from vmlockctl.lease.resource import Resource
 from vmlockctl.lease.steps import Area
+from vmlockctl.lease.timeouts import id_renewal_seconds
 from vmlockctl.ondisk.area import resource_area
 from vmlockctl.ondisk.dblock import NO_MODE, Dblock, own_sector
 from vmlockctl.ondisk.geometry import Geometry
@@ -238,6 +239,7 @@ class World:
             machine.is_live
             and machine.daemon_runs
             and not machine.troubled
+            and machine.is_watched_for(2.0 * id_renewal_seconds(machine.io_timeout))
             and machine.daemon.until <= now
             and machine.commands.until <= now
             and all(over <= now for over in machine.work_in_flight.values())
