@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.proofs import fuzz, simulate
-from tests.proofs.kept import Keeper, OtherResults, code_digest
+from tests.proofs import simulate
+from tests.proofs.kept import ROOT, Keeper, OtherResults, code_digest
 from tests.proofs.simulator.scenario import Size, run_seed
+from tests.support.programs import run_command
 
 
-def arguments_of(proof: object, *words: str) -> argparse.Namespace:
+def arguments_of(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    proof.add_arguments(parser)  # type: ignore[attr-defined]
+    simulate.add_arguments(parser)
     return parser.parse_args(words)
 
 
@@ -34,7 +36,7 @@ def test_a_simulation_goes_on_where_it_was_left(
     lines = []
     for years in ("0.1", "0.2"):
         words = ("--years", years, "--jobs", "1", "--keep", str(tmp_path / "kept"))
-        assert simulate.main(arguments_of(simulate, *words)) == 0
+        assert simulate.main(arguments_of(*words)) == 0
         lines.append(capsys.readouterr().out)
     assert ran == [0, 1, 2, 3, 4]
     assert [re.search(r"seeds=(\d+)", line)[1] for line in lines] == ["3", "5"]  # type: ignore[index]
@@ -45,17 +47,18 @@ def test_a_simulation_goes_on_where_it_was_left(
     assert again == [run_seed(seed, size=small) for seed in range(5)]
 
 
-def test_fuzzing_goes_on_where_it_was_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fuzzing_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    """In a process of its own, whose memory is bounded."""
     path = tmp_path / "kept"
-    words = ("--cases", "40k", "--seed", "7", "--target", "delta", "--jobs", "1", "--keep", str(path))
-    assert fuzz.main(arguments_of(fuzz, *words)) == 0
-    whole = capsys.readouterr().out
-    assert "40,000 cases (delta 40,000)" in whole
+    command = [sys.executable, "-m", "tests.proofs", "fuzz", "--cases", "40k", "--seed", "7"]
+    command += ["--target", "delta", "--jobs", "1", "--keep", str(path)]
+    whole = run_command(command, cwd=ROOT)
+    assert "40,000 cases (delta 40,000)" in whole.stdout
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    assert fuzz.main(arguments_of(fuzz, *words)) == 0
-    captured = capsys.readouterr()
-    assert "fuzz: 20,000 cases" in captured.err
-    assert "40,000 cases (delta 40,000)" in captured.out
+    rest = run_command(command, cwd=ROOT)
+    assert "fuzz: 20,000 cases" in rest.stderr
+    assert "40,000 cases (delta 40,000)" in rest.stdout
+    assert (whole.returncode, rest.returncode) == (0, 0)
 
 
 def test_results_of_other_code_are_refused(tmp_path: Path) -> None:
