@@ -6,6 +6,10 @@ import _thread
 
 from vmlockctl.host.process import read_proc
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
 
 class LockTable:
     """/proc/locks, which a thread begins to read at once.
@@ -14,7 +18,7 @@ class LockTable:
     """
 
     def __init__(self) -> None:
-        self._content = b""
+        self._content: Optional[bytes] = None
         self._over = _thread.allocate_lock()
         self._over.acquire()
         _thread.start_new_thread(self._read, ())
@@ -22,10 +26,12 @@ class LockTable:
     def _read(self) -> None:
         try:
             self._content = read_proc("/proc/locks")
+        except OSError:
+            pass  # whoever reads it anew is told why
         finally:
             self._over.release()
 
-    def content(self) -> bytes:
-        """The table of a moment ago."""
+    def content(self) -> Optional[bytes]:
+        """The table of a moment ago; None where it could not be read."""
         with self._over:
             return self._content

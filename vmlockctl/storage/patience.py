@@ -1,13 +1,14 @@
 """Looking at paths without waiting for storage that does not answer: a dead NFS server never does.
 
-A look that takes too long is given up, and so is every later one in the same directory; the thread that hangs
-keeps nobody from ending.
+A look that takes too long is given up, and so are the next ones in the same directory for a while; the thread
+that hangs keeps nobody from ending.
 """
 
 from __future__ import annotations
 
 import os
 
+from vmlockctl import clock
 from vmlockctl.errors import IoTimeout
 from vmlockctl.storage.worker import Worker
 
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 PATIENCE_SECONDS = 5.0
+_SILENT_SECONDS = 15.0  # then somebody who watches asks again
 
 _HINT = "see whether the server or the device of this file system can be reached"
 
-_silent: set[str] = set()
+_silent: dict[str, float] = {}  # directories, and when the last look there was given up
 _idle: list[Worker] = []
 
 
 def patiently(path: str, look: Callable[[], T]) -> T:
     """What ``look`` returns or raises (an ``OSError``), soon. Raises ``IoTimeout``."""
-    if os.path.dirname(path) in _silent:
+    if os.path.dirname(path) in silent_directories():
         raise IoTimeout(f"{path}: its directory did not answer the look before", hint=_HINT)
 
     def action(_buffer: object) -> Union[T, OSError]:
@@ -41,18 +43,21 @@ def patiently(path: str, look: Callable[[], T]) -> T:
     try:
         found = worker.call(action, 0, PATIENCE_SECONDS, path)
     except IoTimeout as error:
-        worker.close()
         give_up(path)
         raise IoTimeout(error.message, hint=_HINT, details=error.details) from None
-    _idle.append(worker)
+    finally:
+        if worker.hangs:
+            worker.close()
+        else:
+            _idle.append(worker)
     if isinstance(found, OSError):
         raise found
     return found
 
 
 def give_up(path: str) -> None:
-    """Look no more at what is beside a path that did not answer."""
-    _silent.add(os.path.dirname(path))
+    """Look for a while no more at what is beside a path that did not answer."""
+    _silent[os.path.dirname(path)] = clock.monotonic()
 
 
 def exists(path: str) -> bool:
@@ -86,5 +91,8 @@ def real_path(path: str) -> str:
 
 
 def silent_directories() -> list[str]:
-    """Where looks were given up."""
-    return sorted(_silent)
+    """Where looks were given up lately."""
+    if not _silent:
+        return []
+    since = clock.monotonic() - _SILENT_SECONDS
+    return sorted(directory for directory, at in _silent.items() if at >= since)
