@@ -167,6 +167,7 @@ class Search:
         identity = self._identity
         scan = self._take_part(identity)
         answer = self._answer.read()
+        os.waitpid(self._helper, 0)
         self._has_ended = True
         try:
             unreadable, found = loads(answer.decode())
@@ -183,7 +184,7 @@ class Search:
             import signal
 
             os.kill(self._helper, signal.SIGKILL)
-        os.waitpid(self._helper, os.WNOHANG)
+            os.waitpid(self._helper, os.WNOHANG)
         os.close(self._queue)
         self._answer.close()
 
