@@ -71,6 +71,10 @@ def parse_json(text: str) -> Tree:
             raise error from None
     if not isinstance(found, dict):
         raise TypeError("not an object")
+    try:
+        json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
     return make_tree(found.items())
 
 

@@ -54,7 +54,8 @@ def to_bytes(note: Mapping[str, Any]) -> bytes:
 def from_bytes(data: bytes) -> Optional[dict[str, Any]]:
     """The note, or None where there is none that can be trusted to be one.
 
-    A field that is not of its kind is left out, and so is an unknown one that is not plain.
+    A field that is not of its kind is left out, and so is an unknown one that is not plain, and text that no
+    path and no name can be: half of a surrogate pair.
     """
     magic, version, length, crc = HEADER.unpack_from(data)
     if magic != MAGIC or version != VERSION or length > _JSON_MAX:
@@ -72,13 +73,23 @@ def from_bytes(data: bytes) -> Optional[dict[str, Any]]:
 
 
 def _is_plain(key: str, value: object) -> bool:
+    if isinstance(value, str):
+        return key not in _NUMBERS and _is_text(value)
     if key in _TEXTS:
-        return isinstance(value, str)
+        return False
     if key in _NUMBERS:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64
     if isinstance(value, float):
         return value - value == 0  # neither NaN nor an infinity, which are no JSON
-    return value is None or isinstance(value, (str, int))
+    return value is None or isinstance(value, int)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_current(note: Mapping[str, Any], leader: Leader) -> bool:

@@ -51,6 +51,12 @@ def test_a_note_in_utf_8_is_read() -> None:
     assert ownernote.from_bytes(raw_note('{"disk": "/é💾"}'.encode())) == {"disk": "/é💾"}
 
 
+def test_text_that_no_path_can_be_is_left_out() -> None:
+    halves = rb'"disk": "\ud800", "vm": "w\udfff", "more": "\ud83d"'
+    body = b"{" + halves + rb', "uuid": "\ud83d\udcbe", "host_name": "\udcff"}'
+    assert ownernote.from_bytes(raw_note(body)) == {"uuid": "💾", "host_name": "\udcff"}
+
+
 @pytest.mark.parametrize("position", [0, 7, 8, 12, 16, 19, 20, 40, 100])
 def test_a_flipped_bit_is_no_note(position: int) -> None:
     data = bytearray(ownernote.to_bytes(NOTE))
