@@ -5,7 +5,6 @@ still says what it knows, and soon.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,8 @@ from tests.support.qemu import make_disk
 from tests.support.vmhost import OUR_COMMAND, VmHost
 from tests.support.waiting import wait_for
 
+pytestmark = pytest.mark.real("fusermount3")
+
 BUSY, UNAVAILABLE, NO_SUCH = 75, 74, 66
 SOON = 20.0
 
@@ -27,11 +28,11 @@ class Said(NamedTuple):
     text: str
 
 
-def said_while_it_hangs(mount: FaultyMount, host: VmHost, path: Path, *command: Sequence[str]) -> Said:
+def said_while_it_hangs(mount: FaultyMount, host: VmHost, path: Path, *command: str) -> Said:
     """What a command prints before anything answers again; only then the kernel lets its last thread end."""
     with path.open("w+", encoding="utf-8") as out:
         process = subprocess.Popen(
-            [*OUR_COMMAND, *map(str, command)],
+            [*OUR_COMMAND, *command],
             env=host.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
@@ -65,6 +66,7 @@ def test_a_disk_without_a_lease(host: VmHost, faulty: FaultyMount, silent_disk: 
     assert f"vmlockctl: {silent_disk}: its storage does not answer within 5 s" in said.text
 
 
+@pytest.mark.real("qemu-system-x86_64")
 def test_another_disk_than_the_one_that_is_asked_for(
     host: VmHost, holder: Child, faulty: FaultyMount, silent_disk: Path, lease_dir: Path, tmp_path: Path
 ) -> None:

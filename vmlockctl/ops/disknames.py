@@ -13,7 +13,7 @@ from vmlockctl.host.libvirt import domains
 from vmlockctl.host.qemus import running_qemus
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import is_resource_name, resource_name
-from vmlockctl.storage.patience import real_path
+from vmlockctl.storage.patience import names_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class DiskNames:
             return None
         while resource not in self._known and self._sources:
             for found in self._sources.pop(0)():
-                for path in dict.fromkeys((found.path, real_path(found.path))):
+                for path in names_of(found.path):
                     self._known.setdefault(resource_name(path), DiskName(path, found.source))
         return self._known.get(resource)
 

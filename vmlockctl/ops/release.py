@@ -11,7 +11,7 @@ from vmlockctl.host.process import comm, is_alive
 from vmlockctl.managers.base import lock_manager
 from vmlockctl.ops.session import Session, chosen_membership, live_directory
 from vmlockctl.specs import resource_name
-from vmlockctl.storage.patience import real_path
+from vmlockctl.storage.patience import names_of
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
@@ -76,7 +76,7 @@ def _claims_for(store: ClaimStore, disks: Sequence[str], pid: Optional[int]) -> 
     claims = []
     for disk in disks:
         path = os.path.join(os.getcwd(), disk)
-        names = dict.fromkeys((path, real_path(path)))
+        names = names_of(path)
         found = [claim for claim in map(store.read, map(resource_name, names)) if claim is not None]
         if pid is not None:
             found = [c for c in found if any(p.pid == pid for p in c.processes)]

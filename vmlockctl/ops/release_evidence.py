@@ -54,7 +54,7 @@ from vmlockctl.ops.unproven import gave_up, instance_text, not_proven, owner_tex
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import resource_name
 from vmlockctl.storage.driver import Driver
-from vmlockctl.storage.patience import exists, real_path
+from vmlockctl.storage.patience import exists, names_of
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
@@ -143,7 +143,7 @@ def _membership(session: Session, config: Config, disks: Sequence[str]) -> Membe
 def _wants(membership: Membership, disk: str) -> list[Want]:
     """The leases of all names of a disk that there are; it need not exist on this host, or at all."""
     given = os.path.join(os.getcwd(), disk)
-    names = dict.fromkeys((given, real_path(given)))
+    names = dict.fromkeys(names_of(given))
     identity = None
     if exists(given) and not os.path.isdir(given):
         found = find_disk(given, shared=False, allow_alias=True)

@@ -16,7 +16,7 @@ from vmlockctl.managers.base import Want, lock_manager
 from vmlockctl.ops.session import Session, chosen_membership, lease_path, live_directory
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import resource_name
-from vmlockctl.storage.patience import exists, real_path
+from vmlockctl.storage.patience import exists, names_of
 from vmlockctl.text import safe
 
 TYPE_CHECKING = False
@@ -79,7 +79,7 @@ def _prepared(session: Session, disk: str) -> tuple[str, LockspaceDir, Want]:
         raise NotJoined("this host has not joined any lockspace, so it can ask nobody")
     directory = live_directory(session, membership)
     path = os.path.join(os.getcwd(), disk)
-    for name in (path, real_path(path)):
+    for name in names_of(path):
         resource = resource_name(name)
         area = lease_path(membership, resource)
         if exists(area):

@@ -44,7 +44,7 @@ from vmlockctl.ops.session import (
 )
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import LIBVIRT_LOCKSPACE, Target, parse_target, resource_name
-from vmlockctl.storage.patience import exists, patiently, real_path
+from vmlockctl.storage.patience import exists, names_of, patiently
 from vmlockctl.text import format_seconds
 
 TYPE_CHECKING = False
@@ -364,8 +364,7 @@ def lease_paths(target: Target, disks: Sequence[str]) -> list[str]:
         paths = []
         for disk in disks:
             given = os.path.join(os.getcwd(), disk)
-            names = dict.fromkeys((given, real_path(given)))
-            paths += [os.path.join(directory, resource_name(name)) for name in names]
+            paths += [os.path.join(directory, resource_name(name)) for name in names_of(given)]
         found = [path for path in paths if exists(path)]
         if not found:
             raise NoSuchArea(

@@ -90,6 +90,11 @@ def real_path(path: str) -> str:
         return path
 
 
+def names_of(path: str) -> tuple[str, ...]:
+    """A path as it is given, and without its links where that is another: a disk has a lease by each."""
+    return tuple(dict.fromkeys((path, real_path(path))))
+
+
 def silent_directories() -> list[str]:
     """Where looks were given up lately."""
     if not _silent:

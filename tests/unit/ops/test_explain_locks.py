@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.qemu import make_disk
 from vmlockctl.ops.explain_disk import look_at
 from vmlockctl.ops.explain_locks import locks_of_nobody
 
@@ -18,9 +19,7 @@ BYTE = 7  # none of QEMU's, so that only the table tells
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    path = tmp_path / "a.img"
-    path.write_bytes(bytes(4096))
-    return path
+    return make_disk(tmp_path / "a.img")
 
 
 def table_with(disk: Path) -> bytes:

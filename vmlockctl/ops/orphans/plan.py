@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from vmlockctl.errors import VmlockctlError
 from vmlockctl.ondisk.geometry import Geometry
 from vmlockctl.ops.dump_leases import AreaDump, dump
@@ -12,6 +10,7 @@ from vmlockctl.ops.orphans.view import membership_of
 from vmlockctl.ops.session import Session, lease_path
 from vmlockctl.ops.status import Status
 from vmlockctl.specs import resource_name
+from vmlockctl.storage.patience import names_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +25,7 @@ def planned_writes(session: Session, seen: Status, finding: Finding) -> list[Wri
         return []
     paths = [finding.path or ""]
     if finding.fix == ADOPT and finding.disk is not None:
-        names = dict.fromkeys((finding.disk, os.path.realpath(finding.disk)))
-        paths = [lease_path(membership, resource_name(name)) for name in names]
+        paths = [lease_path(membership, resource_name(name)) for name in names_of(finding.disk)]
     writes: list[Write] = []
     for path in paths:
         writes += _writes_in(path, finding.fix, seen)

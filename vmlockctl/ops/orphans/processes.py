@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 
 from vmlockctl.daemon.claims import HELD, Claim
@@ -24,6 +23,7 @@ from vmlockctl.ops.orphans.view import (
 )
 from vmlockctl.ops.status import UNKNOWN_MODE, Lease
 from vmlockctl.specs import resource_name
+from vmlockctl.storage.patience import names_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _about_disk(qemu: RunningQemu, disk: str, view: View) -> Iterator[Finding]:
 
 def _leases_of(disk: str, view: View) -> list[Lease]:
     """The leases of all names of a disk."""
-    resources = {resource_name(path) for path in (disk, os.path.realpath(disk))}
+    resources = {resource_name(path) for path in names_of(disk)}
     identity = view.identities[disk]
     return [
         lease

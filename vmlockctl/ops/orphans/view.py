@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from vmlockctl.daemon.claims import Claim, ClaimStore
 from vmlockctl.daemon.hoststate import Membership
 from vmlockctl.errors import StorageError
@@ -17,7 +15,7 @@ from vmlockctl.ops.session import Session, find_membership
 from vmlockctl.ops.status import SHARED, Host, Lease, Status
 from vmlockctl.records import NamedTuple
 from vmlockctl.specs import Target, resource_name
-from vmlockctl.storage.patience import patiently
+from vmlockctl.storage.patience import patiently, real_path
 from vmlockctl.text import format_seconds
 
 TYPE_CHECKING = False
@@ -90,8 +88,8 @@ def _sanlock_host_ids(path: str, offset: int) -> tuple[set[int], str]:
         joined = joined_lockspaces()
     except SanlockSilent as error:
         return set(), error.message
-    real = os.path.realpath(path)
-    same = [one for one in joined if (os.path.realpath(one.path), one.offset) == (real, offset)]
+    real = real_path(path)
+    same = [one for one in joined if (real_path(one.path), one.offset) == (real, offset)]
     return {one.host_id for one in same}, ""
 
 
